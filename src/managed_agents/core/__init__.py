@@ -1,0 +1,1 @@
+"""What every other package may use: ids, clock formats, errors, limits, settings, faults, logs."""

@@ -1,0 +1,18 @@
+"""Instants on the wire. Objects show milliseconds, events microseconds; both are UTC with `Z` (spec: observed)."""
+
+from datetime import UTC, datetime
+
+
+def now() -> datetime:
+    """Return the host's clock, aware, in UTC. Rules that matter across processes use the database's clock instead."""
+    return datetime.now(UTC)
+
+
+def millis(instant: datetime) -> str:
+    """Format as `2026-04-03T18:24:10.412Z`."""
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant.microsecond // 1000:03d}Z"
+
+
+def micros(instant: datetime) -> str:
+    """Format as `2026-04-03T18:24:10.412345Z`."""
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant.microsecond:06d}Z"

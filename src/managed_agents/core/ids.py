@@ -1,0 +1,56 @@
+"""Prefixed ids.
+
+An id is `<prefix>_01` followed by 22 base-62 characters: 48 bits of Unix milliseconds, then 80 random bits, so that
+ids of one table sort roughly by age (index locality) and nobody can guess one. Clients treat them as opaque.
+"""
+
+import re
+import secrets
+import time
+from typing import NewType
+
+AgentId = NewType("AgentId", str)
+ApiKeyId = NewType("ApiKeyId", str)
+EnvironmentId = NewType("EnvironmentId", str)
+EventId = NewType("EventId", str)
+FileId = NewType("FileId", str)
+OrganizationId = NewType("OrganizationId", str)
+SessionId = NewType("SessionId", str)
+SessionResourceId = NewType("SessionResourceId", str)
+ThreadId = NewType("ThreadId", str)
+WorkspaceId = NewType("WorkspaceId", str)
+SandboxId = NewType("SandboxId", str)
+WorkerId = NewType("WorkerId", str)
+
+AGENT = "agent"
+API_KEY = "apikey"
+ENVIRONMENT = "env"
+EVENT = "sevt"
+FILE = "file"
+ORGANIZATION = "org"
+REQUEST = "req"
+SANDBOX = "sbx"
+SESSION = "sesn"
+SESSION_RESOURCE = "sesrsc"
+THREAD = "sthr"
+WORKER = "wrk"
+WORKSPACE = "wrkspc"
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_BODY_LENGTH = 22
+_SHAPE = re.compile(r"[a-z]+_[0-9A-Za-z]{1,64}")
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh id with `prefix` (no underscore in it)."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    digits: list[str] = []
+    for _ in range(_BODY_LENGTH):
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return f"{prefix}_01{''.join(reversed(digits))}"
+
+
+def has_prefix(value: str, prefix: str) -> bool:
+    """Say whether `value` is shaped like an id with `prefix`. Nothing is looked up."""
+    return value.startswith(prefix + "_") and _SHAPE.fullmatch(value) is not None

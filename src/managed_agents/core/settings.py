@@ -1,0 +1,82 @@
+"""Settings: environment variables `MANAGED_AGENTS_*`, same names as the command-line flags.
+
+The names are fixed: other programs rely on them. docs/settings.md lists them and a test compares the two.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """Per-user data directory; as root `/var/lib/managed-agents`."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/managed-agents")
+    return Path(platformdirs.user_data_dir("managed-agents", appauthor=False))
+
+
+class Settings(BaseSettings):
+    """All settings of all processes. Durations are seconds, sizes bytes unless a name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="MANAGED_AGENTS_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8484, ge=0, le=65535, description="Port of the API.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz of a worker; none when unset."
+    )
+    data_dir: Path = Field(default_factory=default_data_dir, description="Where everything durable is kept.")
+    run_dir: Path | None = Field(
+        None, description="Short-lived sockets, one directory a sandbox. Keep it short: 108-byte limit."
+    )
+    database_url: SecretStr | None = Field(
+        None, description="Postgres, `postgresql://user@host/name`. Embedded Postgres when unset (`up` only)."
+    )
+    db_pool: int = Field(10, ge=1, le=200, description="Database connections per process.")
+    sandbox: Literal["docker", "local"] = Field("docker", description="Sandbox backend.")
+    sandbox_image: str = Field("managed-agents-sandbox:latest", description="Image of docker sandboxes.")
+    sandbox_runtime: str | None = Field(None, description="OCI runtime passed to Docker (`runsc`, …).")
+    sandbox_uid_base: int = Field(64000, ge=1000, description="First uid commands run as (plus the slot).")
+    sandbox_memory_bytes: int = Field(8 * 1024**3, ge=64 * 1024**2, description="Memory of one sandbox.")
+    sandbox_disk_bytes: int = Field(10 * 1024**3, ge=64 * 1024**2, description="Session disk of one sandbox.")
+    sandbox_cpus: float = Field(2.0, gt=0, description="CPUs one sandbox may use.")
+    sandbox_pids: int = Field(512, ge=16, description="Processes and threads in one sandbox.")
+    sandbox_idle_seconds: float = Field(300.0, gt=0, description="Idle time after which a sandbox is stopped.")
+    local_sandbox_unsafe: bool = Field(
+        False, description="Allow the unisolated `local` backend with a model URL that is not loopback."
+    )
+    extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
+    model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
+    model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    blob_store: str | None = Field(None, description="Blob store URL; `DATA_DIR/blobs` when unset.")
+    master_key_file: Path | None = Field(None, description="Master key; `DATA_DIR/master.key` when unset.")
+    api_key: SecretStr | None = Field(None, description="The first API key; generated when absent.")
+    lease_ttl_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is dead.")
+    worker_turns: int = Field(200, ge=1, description="Sessions one worker runs at once.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    require_beta_header: bool = Field(True, description="404 without the beta header, as the hosted API.")
+    faults: str = Field("", description="Armed fault points (tests only).")
+
+    @field_validator("data_dir", "run_dir", "extra_ca", "master_key_file", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @property
+    def effective_run_dir(self) -> Path:
+        """`RUN_DIR`, or `run` below the data directory."""
+        return self.run_dir or self.data_dir / "run"
+
+    @property
+    def effective_blob_store(self) -> str:
+        """`BLOB_STORE`, or a local directory below the data directory."""
+        return self.blob_store or f"file://{self.data_dir / 'blobs'}"
+
+    @property
+    def effective_master_key_file(self) -> Path:
+        """`MASTER_KEY_FILE`, or `master.key` below the data directory."""
+        return self.master_key_file or self.data_dir / "master.key"

@@ -1,0 +1,1 @@
+"""Postgres: engine, transactions, notifications, column types."""

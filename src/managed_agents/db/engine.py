@@ -1,0 +1,93 @@
+"""One engine per process, and the one way to open a transaction.
+
+Statements are SQLAlchemy Core on an `AsyncConnection`; rows become frozen models before the transaction ends. Functions
+that receive a `tx` never commit. No network call of ours happens inside a transaction.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NewType
+
+import orjson
+from sqlalchemy import MetaData
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from managed_agents.core import limits
+
+Tx = NewType("Tx", AsyncConnection)
+"""A connection inside an open transaction."""
+
+
+class Base(DeclarativeBase):
+    """Declarative base of all tables. Constraints carry names; errors are matched by them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def sqlalchemy_url(database_url: str) -> URL:
+    """Turn a libpq style URL (`postgresql://…?host=/socket/dir`) into one for SQLAlchemy's asyncpg dialect."""
+    return make_url(database_url).set(drivername="postgresql+asyncpg")
+
+
+def asyncpg_arguments(database_url: str) -> dict[str, Any]:
+    """Keyword arguments for `asyncpg.connect` that mean the same as `database_url`."""
+    url = make_url(database_url)
+    host = url.query.get("host", url.host)
+    return {
+        "host": host if isinstance(host, str) else None,
+        "port": url.port or 5432,
+        "user": url.username,
+        "password": url.password or None,
+        "database": url.database,
+        "timeout": limits.DATABASE_CONNECT_SECONDS,
+    }
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+class Database:
+    """The engine of one process."""
+
+    def __init__(self, database_url: str, *, pool: int, application_name: str) -> None:
+        self.url = database_url
+        self.engine: AsyncEngine = create_async_engine(
+            sqlalchemy_url(database_url),
+            pool_size=pool,
+            max_overflow=0,
+            pool_timeout=limits.LOCK_TIMEOUT_SECONDS,
+            pool_pre_ping=False,
+            json_serializer=_dumps,
+            json_deserializer=orjson.loads,
+            connect_args={
+                "timeout": limits.DATABASE_CONNECT_SECONDS,
+                "command_timeout": limits.DATABASE_STATEMENT_SECONDS,
+                "server_settings": {
+                    "application_name": application_name,
+                    "jit": "off",
+                    "lock_timeout": f"{int(limits.LOCK_TIMEOUT_SECONDS * 1000)}ms",
+                    "idle_in_transaction_session_timeout": f"{int(limits.DATABASE_STATEMENT_SECONDS * 1000)}ms",
+                },
+            },
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Tx]:
+        """Open a transaction; commit at the end of the block, roll back when it raises."""
+        async with self.engine.begin() as connection:
+            yield Tx(connection)
+
+    async def dispose(self) -> None:
+        """Close the pool."""
+        await self.engine.dispose()
