@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
-import asyncpg
 import orjson
 
 from managed_agents.core import limits
-from managed_agents.db.engine import asyncpg_arguments
+from managed_agents.db.connection import TROUBLE, connect
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Doorbell:
     """Sends rings of this process, at most one statement per channel and few milliseconds, on a connection of its own."""
 
     def __init__(self, database_url: str) -> None:
-        self._arguments = asyncpg_arguments(database_url)
+        self._database_url = database_url
         self._pending: dict[str, dict[str, None]] = {LOG_CHANNEL: {}, WORK_CHANNEL: {}}
         self._wake = anyio.Event()
 
@@ -49,12 +48,12 @@ class Doorbell:
         """Send until cancelled, reconnecting for ever."""
         while True:
             try:
-                connection = await asyncpg.connect(**self._arguments)
+                connection = await connect(self._database_url)
                 try:
                     await self._send_forever(connection)
                 finally:
                     connection.terminate()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except TROUBLE as error:
                 logger.warning("doorbell connection lost: %s", error or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
 
@@ -66,7 +65,10 @@ class Doorbell:
                 while pending:
                     payload = orjson.dumps(_take(pending)).decode()
                     await connection.execute(
-                        "SELECT pg_notify($1, $2)", channel, payload, timeout=limits.DATABASE_STATEMENT_SECONDS
+                        "SELECT pg_notify($1, $2)",
+                        channel,
+                        payload,
+                        timeout=limits.DATABASE_STATEMENT_SECONDS,
                     )
             await anyio.sleep(COALESCE_SECONDS)
 
@@ -85,19 +87,20 @@ def _take(pending: dict[str, None]) -> list[str]:
 
 
 async def listen(
-    database_url: str, listeners: Mapping[str, Listener], on_connect: Callable[[], Awaitable[None]] | None = None
+    database_url: str,
+    listeners: Mapping[str, Listener],
+    on_connect: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Hear the channels of `listeners` until cancelled, reconnecting for ever.
 
     `on_connect` runs after each (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
     """
-    arguments = asyncpg_arguments(database_url)
     while True:
         try:
-            connection = await asyncpg.connect(**arguments)
+            connection = await connect(database_url)
             try:
                 closed = anyio.Event()
-                connection.add_termination_listener(lambda _connection: closed.set())
+                connection.add_termination_listener(_setter(closed))
                 for channel, listener in listeners.items():
                     await connection.add_listener(channel, _callback(listener))
                 if on_connect is not None:
@@ -106,7 +109,7 @@ async def listen(
             finally:
                 connection.terminate()
             logger.warning("listening connection closed by the server")
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except TROUBLE as error:
             logger.warning("listening connection lost: %s", error or type(error).__name__)
         await anyio.sleep(RECONNECT_SECONDS)
 
@@ -121,3 +124,7 @@ def _callback(listener: Listener) -> Callable[..., None]:
         listener([str(session_id) for session_id in session_ids])
 
     return heard
+
+
+def _setter(event: anyio.Event) -> Callable[[object], None]:
+    return lambda _connection: event.set()

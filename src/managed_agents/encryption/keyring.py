@@ -35,9 +35,7 @@ class LocalKeyProvider:
         self._master = _read_or_create(path)
 
     def derive(self, purpose: str) -> bytes:
-        hkdf = HKDF(
-            algorithm=SHA256(), length=KEY_BYTES, salt=None, info=f"managed-agents/{purpose}".encode()
-        )
+        hkdf = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=f"managed-agents/{purpose}".encode())
         return hkdf.derive(self._master)
 
     def __repr__(self) -> str:

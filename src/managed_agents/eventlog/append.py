@@ -120,9 +120,7 @@ class Head:
             self.inbox_count += 1
             if self.inbox_count > maximum:
                 raise InboxFull
-            row = QueuedEvent(
-                self.id, self.last_inbox_seq, event.id, event.thread_id, event.type, event.payload
-            )
+            row = QueuedEvent(self.id, self.last_inbox_seq, event.id, event.thread_id, event.type, event.payload)
             self.queued.append(row)
             queued.append(row)
         return queued

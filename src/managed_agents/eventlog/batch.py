@@ -209,7 +209,7 @@ class Appender:
         except (log.SessionGone, log.LeaseLost, log.NewInput) as error:
             self._fail(group, error)
             return False
-        except Exception as error:  # noqa: BLE001  # a bug in one caller's events must not take the others down
+        except Exception as error:  # a bug in one caller's events must not take the others down
             logger.exception("events of %s cannot be folded", group.session_id)
             group.broken = True
             self._fail(group, error)

@@ -90,8 +90,8 @@ class SpanUsage:
     @classmethod
     def from_json(cls, value: Json) -> "SpanUsage":
         """Read the form that `as_json` wrote."""
-        cost = value["cost"]
-        return cls(**{**value, "cost": None if cost is None else Decimal(cost)})
+        counts: dict[str, int] = {key: count for key, count in value.items() if key != "cost"}
+        return cls(**counts, cost=None if value["cost"] is None else Decimal(value["cost"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +199,7 @@ def running(thread_id: str, agent_name: str) -> list[NewEvent]:
     ]
 
 
-def idle(
-    thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json | None = None
-) -> list[NewEvent]:
+def idle(thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json | None = None) -> list[NewEvent]:
     """The three events that close a running period, in their fixed order."""
     return [
         new_event(
@@ -284,9 +282,7 @@ def span_end(
     )
 
 
-def tool_result(
-    thread_id: str, tool_use_id: str, content: Sequence[Json], *, is_error: bool
-) -> NewEvent:
+def tool_result(thread_id: str, tool_use_id: str, content: Sequence[Json], *, is_error: bool) -> NewEvent:
     """`agent.tool_result` for the tool use event `tool_use_id`, repaired where the model API would refuse it."""
     return new_event(
         "agent.tool_result",

@@ -34,8 +34,8 @@ class Totals:
         self.cache_5m_input_tokens += usage.cache_5m_input_tokens
         self.cache_1h_input_tokens += usage.cache_1h_input_tokens
         self.web_searches += usage.web_searches
-        known = self.token_cost is not None and usage.cost is not None
-        self.token_cost = self.token_cost + usage.cost if known else None  # pyright: ignore[reportOptionalOperand]
+        if self.token_cost is not None:
+            self.token_cost = None if usage.cost is None else self.token_cost + usage.cost
 
 
 @dataclass(slots=True)

@@ -15,9 +15,7 @@ _EVENT = "session_id, seq, id, thread_id, type, body, private, for_model"
 _PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_model"
 _QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
 
-_AFTER = text(
-    f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit"
-)
+_AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 _PUBLIC_AFTER = text(
     f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit"
 )
@@ -134,9 +132,7 @@ async def _log_part(
             values[name] = bound
     order = "DESC" if descending else "ASC"
     rows = await tx.execute(
-        text(
-            f"SELECT body, seq FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT :limit"
-        ),
+        text(f"SELECT body, seq FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT :limit"),
         values,
     )
     return [HistoryItem(row.body, row.seq, None) for row in rows]

@@ -10,7 +10,7 @@ The null copy of a queued event (`processed_at: null`) is best effort: it is sho
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 import anyio
@@ -177,7 +177,7 @@ class Hub:
 
     async def subscribe(
         self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Frames of `thread_id` past the two cursors, several at once where they wait; a ping after each silence.
 
         Ends after deletion (with `session.deleted`), termination or shutdown. Holds no connection while it waits.
@@ -198,7 +198,7 @@ class Hub:
 
     async def _deliver(
         self, channel: Channel, thread_id: str, cursor: int, inbox_cursor: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         while True:
             changed = channel.changed
             chunks: list[bytes] = []

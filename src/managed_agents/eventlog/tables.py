@@ -7,7 +7,7 @@ Lock order: session row, then threads, then inbox and events.
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -20,6 +20,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Numeric,
+    Table,
     Text,
     text,
 )
@@ -178,3 +179,7 @@ class WorkerRow(Base):
     pid: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     heartbeat_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
+
+
+SESSIONS = cast(Table, SessionRow.__table__)
+THREADS = cast(Table, ThreadRow.__table__)

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-import asyncpg
 
 from managed_agents.core import ids, limits
-from managed_agents.db.engine import asyncpg_arguments
+from managed_agents.db.connection import TROUBLE, connect
 from managed_agents.harness.lease import LOCK_CLASS
 
 logger = logging.getLogger(__name__)
@@ -22,17 +21,15 @@ logger = logging.getLogger(__name__)
 RECONNECT_SECONDS = 0.5
 
 
-async def live(
-    database_url: str, *, ttl_seconds: float, work: Callable[[str], Awaitable[None]]
-) -> None:
+async def live(database_url: str, *, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> None:
     """Register, run `work(worker_id)` while heartbeating, and start over when the sign of life is lost.
 
     Returns when `work` returns. Cancelling it unregisters the worker, so that its sessions are free at once.
     """
     while True:
         try:
-            connection = await asyncpg.connect(**asyncpg_arguments(database_url))
-        except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+            connection = await connect(database_url)
+        except TROUBLE as error:
             logger.warning("no database for the heartbeat: %s", error or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
             continue
@@ -67,14 +64,14 @@ async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str
         group.start_soon(worked)
         try:
             await _beat_forever(connection, worker_id, ttl_seconds / 3)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except TROUBLE as error:
             logger.error("sign of life lost, giving up all sessions: %s", error or type(error).__name__)
             group.cancel_scope.cancel()
     with anyio.move_on_after(limits.DATABASE_CONNECT_SECONDS, shield=True):
         try:
             await connection.execute("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner = $1", worker_id)
             await connection.execute("DELETE FROM workers WHERE id = $1", worker_id)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except TROUBLE as error:
             logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
     return finished
 

@@ -62,15 +62,14 @@ class Claim:
     due_in_seconds: float | None
 
 
-async def claim(
-    tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None
-) -> list[Claim]:
+async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
     """Claim up to `limit` sessions that have work and no owner, the longest waiting first.
 
     `session_ids` narrows it to sessions a doorbell named.
     """
     rows = await tx.execute(
-        _CLAIM, {"worker": worker_id, "limit": limit, "ids": None if session_ids is None else list(session_ids)}
+        _CLAIM,
+        {"worker": worker_id, "limit": limit, "ids": None if session_ids is None else list(session_ids)},
     )
     return [
         Claim(

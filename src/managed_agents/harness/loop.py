@@ -13,10 +13,9 @@ import anyio
 from sqlalchemy import text
 
 from managed_agents.core import faults, limits
-from managed_agents.core.errors import TransientError
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
-from managed_agents.eventlog.append import LeaseLost, NewInput, SessionGone, TakenAlready
+from managed_agents.eventlog.append import NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.harness import decide as steps
@@ -42,9 +41,7 @@ BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the lo
 
 CRASHES_MAX = 5
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
-_HAS_INTERRUPT = text(
-    "SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')"
-)
+_HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,8 @@ class SessionRunner:
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop(
-                "unknown_error", "The server failed repeatedly while running this turn. Send a message to retry."
+                "unknown_error",
+                "The server failed repeatedly while running this turn. Send a message to retry.",
             )
             return
         while not await self._step():
@@ -147,9 +145,7 @@ class SessionRunner:
     async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> None:
         await self._context.follow(self._parts.db, await self._append(events, taken=taken))
 
-    async def _rest(
-        self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()
-    ) -> bool:
+    async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
         """Append the resting step on the input it was decided on; False when that has moved."""
         try:
             await self._append(events, taken=taken, rest=rest, expect_input_seq=self._context.input_seq)

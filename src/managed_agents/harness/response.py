@@ -25,9 +25,7 @@ class Response:
     broken_inputs: Mapping[int, str]
 
 
-def events_of(
-    response: Response, thread_id: str, start_id: str, tools: Sequence[Mapping[str, Any]]
-) -> list[NewEvent]:
+def events_of(response: Response, thread_id: str, start_id: str, tools: Sequence[Mapping[str, Any]]) -> list[NewEvent]:
     """Thinking, messages and tool uses in the order of the response, then the span's end with everything private.
 
     Neighbouring text blocks are one message. A call that may not run carries its reason in its private part.
@@ -71,9 +69,7 @@ def events_of(
     return events
 
 
-def _tool_use(
-    block: Json, thread_id: str, broken: str | None, tools: Sequence[Mapping[str, Any]]
-) -> NewEvent:
+def _tool_use(block: Json, thread_id: str, broken: str | None, tools: Sequence[Mapping[str, Any]]) -> NewEvent:
     fields: Json = {"name": block["name"], "input": block["input"]}
     refused = definitions.refusal(block["name"], tools)
     if refused is not None:
@@ -84,9 +80,7 @@ def _tool_use(
         if broken is not None:
             refused = f"The input of this call is not valid JSON: {broken[:500]}"
     fields["session_thread_id"] = None
-    return new_event(
-        "agent.tool_use", thread_id, fields, private=None if refused is None else {"refused": refused}
-    )
+    return new_event("agent.tool_use", thread_id, fields, private=None if refused is None else {"refused": refused})
 
 
 def usage_of(usage: Mapping[str, Any], cost: Decimal | None) -> SpanUsage:

@@ -59,8 +59,7 @@ class Transcript:
         self.messages.append({"role": "assistant", "content": blocks})
         order = [block["id"] for block in blocks if block["type"] == "tool_use"]
         self._calls = {
-            event_id: (order.index(provider_id), provider_id)
-            for provider_id, event_id in tool_use_ids.items()
+            event_id: (order.index(provider_id), provider_id) for provider_id, event_id in tool_use_ids.items()
         }
 
     def _close_user(self) -> None:
@@ -94,9 +93,7 @@ def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def build_request(
-    agent: Mapping[str, Any], transcript: Transcript, *, max_tokens: int, uploads: Sequence[str]
-) -> Json:
+def build_request(agent: Mapping[str, Any], transcript: Transcript, *, max_tokens: int, uploads: Sequence[str]) -> Json:
     """The body of the next Messages request. Equal logs give equal bodies."""
     model = agent["model"]
     body: Json = {

@@ -157,7 +157,7 @@ class Worker:
         session_id = runner.claim.session_id
         try:
             await runner.run()
-        except Exception as error:  # noqa: BLE001  # supervisor: one session's failure is its own
+        except Exception as error:  # supervisor: one session's failure is its own
             leaves = list(_leaves(error))
             names = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
             if all(isinstance(leaf, (LeaseLost, SessionGone)) for leaf in leaves):
@@ -173,9 +173,7 @@ class Worker:
         try:
             await runner.record_crash()
         except (LeaseLost, SessionGone, TransientError) as error:
-            logger.warning(
-                "could not record the failure of %s: %s", runner.claim.session_id, type(error).__name__
-            )
+            logger.warning("could not record the failure of %s: %s", runner.claim.session_id, type(error).__name__)
 
 
 _EXPECTED = (LeaseLost, SessionGone, TakenAlready, TransientError, SQLAlchemyError, OSError, TimeoutError)

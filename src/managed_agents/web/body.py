@@ -99,9 +99,7 @@ async def read_json(request: Request) -> Any:
         raise InvalidRequest("content-type: must be application/json")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
     if charset not in ("", "utf-8", "utf8"):
-        raise InvalidRequest(
-            "content-type: charset must be utf-8", error_code="request_body_encoding_invalid"
-        )
+        raise InvalidRequest("content-type: charset must be utf-8", error_code="request_body_encoding_invalid")
     return loads(await read(request, limits.BODY_BYTES_MAX))
 
 

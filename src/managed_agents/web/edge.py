@@ -84,9 +84,7 @@ class Edge:
                 log.exception("unexpected failure", extra={"path": scope["path"]})
                 answer = internal_error()
             elif answer.status >= 500:
-                log.warning(
-                    "refused for lack of capacity", extra={"path": scope["path"], "cause": repr(error)}
-                )
+                log.warning("refused for lack of capacity", extra={"path": scope["path"], "cause": repr(error)})
             await error_response(answer, request_id)(scope, receive, annotate)
         finally:
             logs.request_id.reset(token)

@@ -66,9 +66,7 @@ def from_validation(error: ValidationError, document: object, *, root: str) -> I
         case _:
             pass
     code = context.get("error_code")
-    return InvalidRequest(
-        f"{'.'.join(path) or root}: {message}", error_code=code if isinstance(code, str) else None
-    )
+    return InvalidRequest(f"{'.'.join(path) or root}: {message}", error_code=code if isinstance(code, str) else None)
 
 
 def _path(error: ErrorDetails, document: object) -> list[str]:

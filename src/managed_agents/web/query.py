@@ -39,9 +39,7 @@ def _instant(value: object) -> datetime:
         instant = datetime.fromisoformat(whole.upper() + ("+00:00" if zone in "Zz" else zone)).astimezone(UTC)
         return instant + timedelta(microseconds=int(fraction.ljust(6, "0")[:6] or 0))
     except (ValueError, OverflowError) as error:
-        raise PydanticCustomError(
-            "rfc3339", "Input should be an RFC 3339 timestamp with an offset"
-        ) from error
+        raise PydanticCustomError("rfc3339", "Input should be an RFC 3339 timestamp with an offset") from error
 
 
 def _flag(value: object) -> bool:
@@ -79,9 +77,7 @@ def _lists(model: type[QueryModel]) -> frozenset[str]:
 
 def _collect(raw: bytes, lists: frozenset[str]) -> dict[str, Any]:
     try:
-        pairs = parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS_MAX
-        )
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS_MAX)
     except ValueError as error:
         raise InvalidRequest("query: malformed query string") from error
     values: dict[str, Any] = {}

@@ -13,7 +13,12 @@ SANDBOX_TOOLS = ("bash", "edit", "glob", "grep", "read", "write")
 
 
 def _schema(properties: Json, required: Sequence[str]) -> Json:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 _DEFINITIONS: dict[str, tuple[str, Json]] = {
@@ -38,7 +43,10 @@ _DEFINITIONS: dict[str, tuple[str, Json]] = {
         "Read a file: text, an image (png, jpg, gif, webp), a PDF or a notebook. For text, view_range selects lines.",
         _schema(
             {
-                "file_path": {"type": "string", "description": "Absolute, or relative to the working directory."},
+                "file_path": {
+                    "type": "string",
+                    "description": "Absolute, or relative to the working directory.",
+                },
                 "view_range": {
                     "type": "array",
                     "items": {"type": "integer"},
@@ -71,7 +79,10 @@ _DEFINITIONS: dict[str, tuple[str, Json]] = {
         _schema(
             {
                 "pattern": {"type": "string"},
-                "path": {"type": "string", "description": "Where to look; the working directory when absent."},
+                "path": {
+                    "type": "string",
+                    "description": "Where to look; the working directory when absent.",
+                },
             },
             ("pattern",),
         ),
@@ -81,7 +92,10 @@ _DEFINITIONS: dict[str, tuple[str, Json]] = {
         _schema(
             {
                 "pattern": {"type": "string"},
-                "path": {"type": "string", "description": "File or directory; the working directory when absent."},
+                "path": {
+                    "type": "string",
+                    "description": "File or directory; the working directory when absent.",
+                },
             },
             ("pattern",),
         ),
@@ -93,7 +107,7 @@ def offered(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the tools to offer: enabled in the agent's toolset and built in this server, in a fixed order."""
     for toolset in tools:
         if toolset["type"] == "agent_toolset_20260401":
-            enabled = {name: toolset["default_config"]["enabled"] for name in SANDBOX_TOOLS}
+            enabled = dict.fromkeys(SANDBOX_TOOLS, toolset["default_config"]["enabled"])
             enabled |= {config["name"]: config["enabled"] for config in toolset["configs"]}
             return [name for name in SANDBOX_TOOLS if enabled[name]]
     return []

@@ -1,29 +1,26 @@
 """Sending, listing and streaming a session's events; its threads."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select
 
-from managed_agents.core.errors import NotFound
+from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import read
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.eventlog.tables import SessionRow, ThreadRow
+from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.sessions import inputs
 from managed_agents.resources.sessions.present import thread_json
 from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents
 from managed_agents.resources.sessions.service import not_found
 from managed_agents.web import pagination
-from managed_agents.core.errors import InvalidRequest
 
 Json = dict[str, Any]
-SESSIONS = SessionRow.__table__
-THREADS = ThreadRow.__table__
 EVENTS_LISTING = "events"
 THREADS_LISTING = "threads"
 
@@ -58,9 +55,7 @@ class SessionEvents:
             order, seq, inbox_seq = pagination.decode_cursor(EVENTS_LISTING, query.page, (str, int, int))
             if order != query.order:
                 raise InvalidRequest("page token order does not match request")
-            cursor = read.HistoryCursor(
-                query.order, None if seq < 0 else seq, None if inbox_seq < 0 else inbox_seq
-            )
+            cursor = read.HistoryCursor(query.order, None if seq < 0 else seq, None if inbox_seq < 0 else inbox_seq)
         async with self.db.transaction() as tx:
             head = await _session(tx, workspace_id, session_id)
             wanted = read.HistoryFilter(
@@ -77,21 +72,17 @@ class SessionEvents:
             next_page = b'"%b"' % _next(query.order, cursor, items).encode()
         return b'{"data":[%b],"next_page":%b}' % (b",".join(item.body for item in items), next_page)
 
-    async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncIterator[bytes]:
+    async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncGenerator[bytes, None]:
         """Open a stream of what is appended from now on. Raises NotFound before anything is sent."""
         async with self.db.transaction() as tx:
             head = await _session(tx, workspace_id, session_id)
-        return self.hub.subscribe(
-            session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq
-        )
+        return self.hub.subscribe(session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq)
 
     async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
         """One page of threads, oldest first. Raises NotFound."""
         async with self.db.transaction() as tx:
             await _session(tx, workspace_id, session_id)
-            statement = select(THREADS, func.clock_timestamp().label("at")).where(
-                THREADS.c.session_id == session_id
-            )
+            statement = select(THREADS, func.clock_timestamp().label("at")).where(THREADS.c.session_id == session_id)
             if query.statuses:
                 statement = statement.where(THREADS.c.status.in_(query.statuses))
             if query.page is not None:

@@ -81,7 +81,8 @@ def _check_thread(head: log.Head, event: UserMessage | UserInterrupt) -> None:
         and event.session_thread_id not in head.threads
     ):
         raise NotFound(
-            f"session_thread_id: thread {event.session_thread_id[:100]} not found", error_code="thread_not_found"
+            f"session_thread_id: thread {event.session_thread_id[:100]} not found",
+            error_code="thread_not_found",
         )
 
 

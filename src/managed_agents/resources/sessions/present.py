@@ -31,9 +31,7 @@ def session_json(row: Any, resources: Sequence[Any], at: datetime) -> Json:
         "resources": [resource_json(resource) for resource in resources],
         "metadata": row.metadata,
         "budget": None,
-        "usage": fold.usage_json(
-            state.totals, state.active.until(at), measured=state.requests > 0, runtime=True
-        ),
+        "usage": fold.usage_json(state.totals, state.active.until(at), measured=state.requests > 0, runtime=True),
         "stats": {
             "active_seconds": round(state.threads_active_until(at), 6),
             "duration_seconds": round(max(0.0, (ended - row.created_at).total_seconds()), 6),

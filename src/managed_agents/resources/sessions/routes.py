@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from managed_agents.resources.services import services
 from managed_agents.resources.sessions.schemas import (
@@ -17,6 +17,7 @@ from managed_agents.resources.sessions.schemas import (
 from managed_agents.web import body, query
 from managed_agents.web.auth import Developer, Viewer
 from managed_agents.web.responses import Json
+from managed_agents.web.sse import EventStream
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -73,9 +74,7 @@ async def list_events(request: Request, session_id: str, actor: Viewer) -> Respo
 async def stream_events(request: Request, session_id: str, actor: Viewer) -> Response:
     query.parse(request, StreamEvents)
     frames = await services(request).events.stream(actor.workspace_id, session_id)
-    # No buffering proxy may sit on it; each frame is already complete bytes shared by all subscribers.
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+    return EventStream(frames)
 
 
 @router.get("/{session_id}/threads")

@@ -55,9 +55,7 @@ def decoded(data: str, bytes_max: int) -> bytes:
     if not raw:
         raise PydanticCustomError("base64_empty", "Input should not be empty")
     if len(raw) > bytes_max:
-        raise PydanticCustomError(
-            "too_big", "exceeds {size} MB maximum", {"size": bytes_max // (1024 * 1024)}
-        )
+        raise PydanticCustomError("too_big", "exceeds {size} MB maximum", {"size": bytes_max // (1024 * 1024)})
     return raw
 
 
@@ -204,9 +202,7 @@ class CreateSession(RequestModel):
     agent: str | dict[str, Any]
     environment_id: str
     title: Title | None = None
-    metadata: dict[MetadataKey, MetadataValue] = Field(
-        default_factory=dict, max_length=limits.METADATA_PAIRS_MAX
-    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=limits.METADATA_PAIRS_MAX)
     resources: list[Resource] = Field(default_factory=list[Resource], max_length=RESOURCES_MAX)
     vault_ids: list[str] | None = None
     budget: dict[str, Any] | None = None

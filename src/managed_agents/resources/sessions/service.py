@@ -17,19 +17,15 @@ from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.hints import Hints
-from managed_agents.eventlog.tables import SessionRow, ThreadRow
+from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.agents import service as agents
 from managed_agents.resources.environments import service as environments
 from managed_agents.resources.sessions import inputs, mounts
 from managed_agents.resources.sessions.present import session_json
 from managed_agents.resources.sessions.schemas import CreateSession, ListSessions, UpdateSession
-from managed_agents.resources.sessions.tables import SessionResourceRow
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
-SESSIONS = SessionRow.__table__
-THREADS = ThreadRow.__table__
-RESOURCES = SessionResourceRow.__table__
 LISTING = "sessions"
 BUSY = frozenset({"running", "rescheduling"})
 
@@ -279,9 +275,7 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
 def _cursor(order: str, direction: str, row: Sequence[Any]) -> str | None:
     if not row:
         return None
-    return pagination.encode_cursor(
-        LISTING, [order, direction, pagination.as_micros(row[0].created_at), row[0].id]
-    )
+    return pagination.encode_cursor(LISTING, [order, direction, pagination.as_micros(row[0].created_at), row[0].id])
 
 
 def _within(at: datetime, bounds: dict[str, datetime | None]) -> None:
@@ -291,5 +285,3 @@ def _within(at: datetime, bounds: dict[str, datetime | None]) -> None:
     floor = at.replace(microsecond=at.microsecond // 1000 * 1000)
     if (after is not None and at < after and floor < after) or (before is not None and floor > before):
         raise InvalidRequest("page: cursor position is excluded by created_at")
-
-

@@ -1,9 +1,9 @@
 """What belongs to a session beside its log: mounted resources and the sandboxes bound to it."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import DateTime, ForeignKey, Index, Integer, Text, text
+from sqlalchemy import DateTime, ForeignKey, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -27,9 +27,7 @@ class SessionResourceRow(Base):
     created_at: Mapped[datetime] = mapped_column(INSTANT)
     updated_at: Mapped[datetime] = mapped_column(INSTANT)
 
-    __table_args__ = (
-        Index("uq_session_resources_session_id_sandbox_path", "session_id", "sandbox_path", unique=True),
-    )
+    __table_args__ = (Index("uq_session_resources_session_id_sandbox_path", "session_id", "sandbox_path", unique=True),)
 
 
 class SandboxRow(Base):
@@ -52,3 +50,6 @@ class SandboxRow(Base):
         Index("uq_sandboxes_session_id_generation", "session_id", "generation", unique=True),
         Index("ix_sandboxes_host", "host", postgresql_where=text("state <> 'destroyed'")),
     )
+
+
+RESOURCES = cast(Table, SessionResourceRow.__table__)
