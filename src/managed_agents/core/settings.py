@@ -27,7 +27,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8484, ge=0, le=65535, description="Port of the API.")
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz of a worker; none when unset."
+        None,
+        ge=0,
+        le=65535,
+        description="Port of /metrics, /healthz and /readyz of a worker; none when unset.",
     )
     data_dir: Path = Field(default_factory=default_data_dir, description="Where everything durable is kept.")
     run_dir: Path | None = Field(
