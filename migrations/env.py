@@ -8,15 +8,14 @@ it; running it again is safe.
 import asyncio
 import importlib
 import os
-import pkgutil
+from pathlib import Path
 
 from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-import managed_agents.eventlog
-import managed_agents.resources
+import managed_agents
 from managed_agents.core import limits
 from managed_agents.db.engine import Base, sqlalchemy_url
 
@@ -25,11 +24,10 @@ WAIT_FOR_OTHERS_SECONDS = 120
 
 
 def import_tables() -> None:
-    """Import every module named `tables` of the packages that own any, so that new ones come along."""
-    for package in (managed_agents.resources, managed_agents.eventlog):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name.rpartition(".")[2] == "tables":
-                importlib.import_module(module.name)
+    """Import every module named `tables`, so that new ones come along."""
+    package = Path(managed_agents.__file__).parent
+    for path in sorted(package.rglob("tables.py")):
+        importlib.import_module(".".join(("managed_agents", *path.relative_to(package).with_suffix("").parts)))
 
 
 def migrate(connection: Connection) -> None:
