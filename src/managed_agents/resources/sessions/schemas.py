@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
-from managed_agents.web.body import RequestModel
-from managed_agents.web.query import Flag, Instant, QueryModel
+from managed_agents.resources.agents.schemas import AgentRef
+from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 
 IMAGE_BYTES_MAX = 5 * 1024 * 1024
 PDF_BYTES_MAX = 20 * 1024 * 1024
@@ -184,8 +184,6 @@ def _refuse_resource(value: Any) -> Any:
 
 Resource = Annotated[FileResource, BeforeValidator(_refuse_resource)]
 
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=limits.METADATA_KEY_CHARS_MAX)]
-MetadataValue = Annotated[str, StringConstraints(max_length=limits.METADATA_VALUE_CHARS_MAX)]
 Title = Annotated[str, StringConstraints(max_length=TITLE_CHARS_MAX)]
 RESOURCES_MAX = 500  # spec: file resources per session
 
@@ -197,12 +195,12 @@ def _unserved(value: Any, name: str) -> Any:
 
 
 class CreateSession(RequestModel):
-    """`POST /v1/sessions`. `agent` is parsed by the agents' own rules (three forms)."""
+    """`POST /v1/sessions`."""
 
-    agent: str | dict[str, Any]
+    agent: AgentRef
     environment_id: str
     title: Title | None = None
-    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=limits.METADATA_PAIRS_MAX)
+    metadata: dict[str, str] | None = None
     resources: list[Resource] = Field(default_factory=list[Resource], max_length=RESOURCES_MAX)
     vault_ids: list[str] | None = None
     budget: dict[str, Any] | None = None
@@ -220,7 +218,7 @@ class UpdateSession(RequestModel):
     """`POST /v1/sessions/{id}`: fields that were not sent keep their value."""
 
     title: Title | None = None
-    metadata: dict[MetadataKey, MetadataValue | None] | None = None
+    metadata: dict[str, str | None] | None = None
     vault_ids: Any = None
     budget: dict[str, Any] | None = None
     agent: dict[str, Any] | None = None
