@@ -48,13 +48,17 @@ class Settings(BaseSettings):
     sandbox_disk_bytes: int = Field(10 * 1024**3, ge=64 * 1024**2, description="Session disk of one sandbox.")
     sandbox_cpus: float = Field(2.0, gt=0, description="CPUs one sandbox may use.")
     sandbox_pids: int = Field(512, ge=16, description="Processes and threads in one sandbox.")
-    sandbox_idle_seconds: float = Field(300.0, gt=0, description="Idle time after which a sandbox is stopped.")
+    sandbox_idle_seconds: float = Field(
+        300.0, gt=0, description="Idle time after which a sandbox is stopped."
+    )
     local_sandbox_unsafe: bool = Field(
         False, description="Allow the unisolated `local` backend with a model URL that is not loopback."
     )
     extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
-    model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    model_api_key: SecretStr | None = Field(
+        None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY."
+    )
     blob_store: str | None = Field(None, description="Blob store URL; `DATA_DIR/blobs` when unset.")
     master_key_file: Path | None = Field(None, description="Master key; `DATA_DIR/master.key` when unset.")
     api_key: SecretStr | None = Field(None, description="The first API key; generated when absent.")
