@@ -3,17 +3,9 @@
 Failures are data here: the loop decides what becomes of them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from managed_agents.harness.brain import Harness
 from managed_agents.harness.response import Response
-from managed_agents.harness.transcript import Transcript
-from managed_agents.model import errors
-from managed_agents.model.client import BlockFinished, MessageFinished, ModelClient, ModelRequest
-from managed_agents.model.models import ModelCatalog
-from managed_agents.model.prices import list_cost
 
 OUTPUT_TOKENS_MAX = 32_000  # what a single response may take of the model's limit
 
