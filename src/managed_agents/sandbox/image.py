@@ -54,7 +54,14 @@ PACKAGES = (
     "zip",
 )
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
-_DIRECTORIES = ("workspace", "home/agent", "mnt/session", "mnt/memory", "opt/managed-agents", "run/managed-agents")
+_DIRECTORIES = (
+    "workspace",
+    "home/agent",
+    "mnt/session",
+    "mnt/memory",
+    "opt/managed-agents",
+    "run/managed-agents",
+)
 
 Progress = Callable[[str], None]
 Source = Literal["auto", "registry", "distribution"]
@@ -102,7 +109,15 @@ def _registry_reachable(progress: Progress) -> bool:
 
 
 def _build_from_registry(image: str, key: str, progress: Progress) -> None:
-    command = ["docker", "build", "-t", image, "--label", f"{CONTENT_LABEL}={key}", str(dockerfile_directory())]
+    command = [
+        "docker",
+        "build",
+        "-t",
+        image,
+        "--label",
+        f"{CONTENT_LABEL}={key}",
+        str(dockerfile_directory()),
+    ]
     progress("building from the Dockerfile")
     if subprocess.run(command, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr).returncode != 0:
         raise ImageBuildFailed("`docker build docker/sandbox` failed; its output is above")
@@ -128,7 +143,10 @@ def apt_sources(suite: str) -> list[str]:
         if release.rstrip("/") in (suite, f"{suite}-updates", f"{suite}-security"):
             components.setdefault((site, release), []).append(component)
     # mmdebstrap finds the distribution's keyring itself.
-    return [f"deb {site} {release} {' '.join(dict.fromkeys(names))}" for (site, release), names in components.items()]
+    return [
+        f"deb {site} {release} {' '.join(dict.fromkeys(names))}"
+        for (site, release), names in components.items()
+    ]
 
 
 def _hook() -> str:
@@ -142,16 +160,25 @@ def _hook() -> str:
 
 def _build_from_distribution(image: str, key: str, progress: Progress) -> None:
     if shutil.which("mmdebstrap") is None:
-        raise ImageBuildFailed("no image registry can be reached and mmdebstrap is missing: apt-get install mmdebstrap")
+        raise ImageBuildFailed(
+            "no image registry can be reached and mmdebstrap is missing: apt-get install mmdebstrap"
+        )
     suite = _suite()
     progress(f"building from packages of {suite} (about a minute)")
-    command = ["mmdebstrap", "--variant=apt", f"--include={','.join(PACKAGES)}", f"--customize-hook={_hook()}"]
+    command = [
+        "mmdebstrap",
+        "--variant=apt",
+        f"--include={','.join(PACKAGES)}",
+        f"--customize-hook={_hook()}",
+    ]
     command += [f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED]
     command += [suite, "-", *apt_sources(suite)]
     changes = [f"LABEL {CONTENT_LABEL}={key}", 'CMD ["/bin/bash"]']
     importing = ["docker", "import", *(f"--change={change}" for change in changes), "-", image]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as strap:
-        imported = subprocess.run(importing, stdin=strap.stdout, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr)
+        imported = subprocess.run(
+            importing, stdin=strap.stdout, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr
+        )
         strapped = strap.wait(timeout=60)
     if strapped != 0:
         # A truncated tar may have been imported under our label: it must not count as built.
@@ -184,7 +211,9 @@ def main() -> None:
 
 @main.command("build")
 @click.option("--image", default=IMAGE, show_default=True)
-@click.option("--source", type=click.Choice(["auto", "registry", "distribution"]), default="auto", show_default=True)
+@click.option(
+    "--source", type=click.Choice(["auto", "registry", "distribution"]), default="auto", show_default=True
+)
 def build_command(image: str, source: Source) -> None:
     """Build the image unless the engine has the current one."""
     try:

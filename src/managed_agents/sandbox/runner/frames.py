@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from typing import Any, Dict, Iterator, List, Tuple  # noqa: UP035 - evaluated by Python 3.9
+from collections.abc import Iterator
+from typing import Any
 
 VERSION = 1
 HEADER_BYTES_MAX = 64 * 1024
@@ -21,7 +22,7 @@ CHUNK_BYTES = 256 * 1024
 
 PREFIX = struct.Struct(">II")
 
-Header = Dict[str, Any]  # noqa: UP006
+Header = dict[str, Any]
 
 
 class FrameError(Exception):
@@ -36,7 +37,7 @@ def encode(header: Header, body: bytes = b"") -> bytes:
     return PREFIX.pack(len(raw), len(body)) + raw + body
 
 
-def lengths(prefix: bytes) -> Tuple[int, int]:  # noqa: UP006
+def lengths(prefix: bytes) -> tuple[int, int]:
     """Return header and body length of a frame from its first eight bytes."""
     header_length, body_length = PREFIX.unpack(prefix)
     if header_length > HEADER_BYTES_MAX or body_length > BODY_BYTES_MAX:
@@ -55,7 +56,7 @@ def decode_header(raw: bytes) -> Header:
     return header  # pyright: ignore[reportUnknownVariableType]
 
 
-def split(header: Header, body: bytes) -> Iterator[Tuple[Header, bytes]]:  # noqa: UP006
+def split(header: Header, body: bytes) -> Iterator[tuple[Header, bytes]]:
     """Yield the frames of a message whose whole body is at hand."""
     first, offset = True, 0
     while first or offset < len(body):
@@ -70,7 +71,7 @@ def split(header: Header, body: bytes) -> Iterator[Tuple[Header, bytes]]:  # noq
 
 def receive_exactly(sock: socket.socket, size: int) -> bytes:
     """Read `size` bytes from a blocking socket."""
-    parts: List[bytes] = []  # noqa: UP006
+    parts: list[bytes] = []
     missing = size
     while missing:
         part = sock.recv(min(missing, 1 << 20))
@@ -81,7 +82,7 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def receive(sock: socket.socket) -> Tuple[Header, bytes]:  # noqa: UP006
+def receive(sock: socket.socket) -> tuple[Header, bytes]:
     """Read one frame from a blocking socket."""
     header_length, body_length = lengths(receive_exactly(sock, PREFIX.size))
     header = decode_header(receive_exactly(sock, header_length))
