@@ -31,7 +31,6 @@ SOCKET_DIRECTORY = "/run/managed-agents/socket"
 STATE_DIRECTORY = "/run/managed-agents/state"
 CODE_DIRECTORY = "/opt/managed-agents"
 HOME = "/home/agent"
-OPEN_FILES_MAX = 65536
 LOG_BYTES_MAX = "1m"
 
 # Directory on the session disk to path in the sandbox.
@@ -232,10 +231,7 @@ class DockerBackend:
                 "NanoCpus": int(min(limits.cpus, os.cpu_count() or 1) * 1e9),
                 "PidsLimit": limits.pids,
                 "GroupAdd": [str(os.getegid())] if os.geteuid() != 0 else [],
-                "Ulimits": [
-                    {"Name": "nofile", "Soft": OPEN_FILES_MAX, "Hard": OPEN_FILES_MAX},
-                    {"Name": "core", "Soft": 0, "Hard": 0},
-                ],
+                "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES_MAX, "max-file": "1"}},
                 **({"Runtime": self._runtime} if self._runtime is not None else {}),
             },
