@@ -1,17 +1,17 @@
 """The api process: the HTTP edge, and the fan-out to its own streams."""
 
 import anyio
-from managed_agents.blobstore.local import LocalBlobStore
-from managed_agents.processes.lifetime import serving, until_signalled
-from managed_agents.processes.purposes import API_KEYS
 
 from managed_agents.api.app import create_app
+from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
 from managed_agents.encryption.keyring import LocalKeyProvider
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
+from managed_agents.processes.lifetime import serving, until_signalled
+from managed_agents.processes.purposes import API_KEYS
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
