@@ -1,10 +1,10 @@
 """`managed-agents up`: one supervisor for everything on one machine.
 
-It starts embedded Postgres when no database URL is given, brings the schema up to date, starts the scripted model when no
-model is configured, then an api and a worker process, and keeps them running. Standard library only, and run by `exec` after
-the command line was understood: it stays for as long as the server does and should weigh nothing.
+It starts embedded Postgres when no database URL is given, brings the schema up to date, starts the scripted model when
+no model is configured, then an api and a worker process, and keeps them running. Standard library only, and run by
+`exec` after the command line was understood: it stays for as long as the server does and should weigh nothing.
 
-Invariant: nothing outlives it. Children watch a pipe that closes on any death of this process, Postgres watches its lease.
+Invariant: nothing outlives it. Children watch a pipe that closes on any death of this process, Postgres has its lease.
 """
 
 import base64
@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -258,7 +258,7 @@ class Supervisor:
         )
 
     @contextlib.contextmanager
-    def _only_one(self) -> Iterator[None]:
+    def _only_one(self) -> Generator[None]:
         """One `up` per data directory."""
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self._data_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -284,7 +284,7 @@ class Supervisor:
             if self._postgres is not None and not self._postgres.is_watched():
                 say("Postgres ended; starting it again")
                 self._postgres.revive(self._is_stopping)
-            if any([child.look() for child in self._children]):
+            if [child for child in self._children if child.look()]:
                 self._record(ready=ready)
             if not ready:
                 if self._answers_ready():
@@ -349,7 +349,7 @@ Ctrl-C stops everything.
         for child in self._children:
             child.signal(signal.SIGTERM)
         asked, deadline = self._signals, time.monotonic() + STOP_SECONDS_MAX
-        while not all([child.ended() for child in self._children]):
+        while [child for child in self._children if not child.ended()]:
             if time.monotonic() > deadline or self._signals > max(1, asked):
                 for child in self._children:
                     if not child.ended():
