@@ -1,9 +1,10 @@
 """Group commit: the harness's only way to the log.
 
-Every append of a process passes here. A writer takes all that is waiting, up to a bound, locks those sessions that nobody
+Every append of a process passes here. The writer takes all that is waiting, up to a bound, locks those sessions that nobody
 holds, checks each group's guards, and commits them all in one transaction; each caller waits for its own commit. A failed
 guard fails only its own caller, all of its events or none. Sessions that are locked by someone else take a path of their
-own with a lock timeout, so one slow API command delays one session.
+own with a lock timeout, so one slow API command delays one session. There is one writer: what comes while it commits makes
+the next batch larger, and two that split the work were measured to cost half as much processor time again.
 
 When the connection dies around the commit nobody knows whether it happened. The callers get `AppendUncertain`: they forget
 what they know of the session and read the log again, which is what a crash would make them do.
@@ -29,7 +30,7 @@ from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
 logger = logging.getLogger(__name__)
 
 COMMITTED = faults.register("batch.committed", "appends committed, nobody told yet")
-WRITERS = 2  # one transaction can wait for the disk while the next is being built
+ALONE_AT_ONCE = 2  # appends that wait for one session's lock, each on a connection
 
 
 class AppendUncertain(TransientError):
@@ -110,13 +111,15 @@ class Appender:
         self._publish = publish
         self._waiting: deque[Append] = deque()
         self._wake = anyio.Event()
+        self._alone = anyio.CapacityLimiter(ALONE_AT_ONCE)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled."""
         async with anyio.create_task_group() as group:
-            for _ in range(WRITERS):
-                group.start_soon(self._write_forever)
             task_status.started()
+            while True:
+                for left in await self._write(await self._next_batch()):
+                    group.start_soon(self._write_alone, left)
 
     async def append(self, group: Append) -> list[StoredEvent]:
         """Append `group` and wait for its commit.
@@ -135,34 +138,32 @@ class Appender:
             raise group.error
         return group.stored
 
-    async def _write_forever(self) -> None:
-        while True:
-            while not self._waiting:
-                self._wake = anyio.Event()
-                await self._wake.wait()
-            groups: list[Append] = []
-            events = 0
-            while self._waiting and events < limits.APPEND_BATCH_EVENTS_MAX:
-                group = self._waiting.popleft()
-                groups.append(group)
-                events += len(group.events)
-            await self._write(groups)
+    async def _next_batch(self) -> list[Append]:
+        while not self._waiting:
+            self._wake = anyio.Event()
+            await self._wake.wait()
+        groups: list[Append] = []
+        events = 0
+        while self._waiting and events < limits.APPEND_BATCH_EVENTS_MAX:
+            group = self._waiting.popleft()
+            groups.append(group)
+            events += len(group.events)
+        return groups
 
-    async def _write(self, groups: list[Append]) -> None:
+    async def _write(self, groups: list[Append]) -> list[Append]:
+        """Commit `groups`; returns those that have to be tried alone."""
         try:
             with anyio.fail_after(limits.APPEND_SECONDS_MAX):
-                left = await self._commit_available(groups)
+                return await self._commit_available(groups)
         except (DBAPIError, OSError, TimeoutError, log.TakenAlready) as error:
             # Whose fault it was is not known: each group that is not answered yet is tried alone.
             logger.warning("batch of %d appends failed, trying each alone: %s", len(groups), type(error).__name__)
             left = [group for group in groups if not group.done.is_set()]
-            uncertain = _maybe_committed(error)
-            if uncertain:
-                for group in left:
-                    self._fail(group, AppendUncertain("the connection was lost around the commit"))
-                return
-        for group in left:
-            await self._write_alone(group)
+            if not _maybe_committed(error):
+                return left
+            for group in left:
+                self._fail(group, AppendUncertain("the connection was lost around the commit"))
+            return []
 
     async def _commit_available(self, groups: list[Append]) -> list[Append]:
         """Commit the groups whose session is free; returns the others."""
@@ -191,7 +192,7 @@ class Appender:
     async def _write_alone(self, group: Append) -> None:
         try:
             with anyio.fail_after(limits.APPEND_SECONDS_MAX):
-                async with self._db.transaction() as tx:
+                async with self._alone, self._db.transaction() as tx:
                     head = await log.lock(tx, group.session_id)
                     if not self._staged(group, head):
                         return

@@ -150,6 +150,22 @@ async def test_a_session_locked_by_someone_else_does_not_hold_up_the_others(db: 
     assert len(await rows(db, slow)) == 1
 
 
+async def test_many_locked_sessions_do_not_hold_up_the_others_either(db: Database) -> None:
+    workspace_id = await sessions.workspace(db)
+    slow = [await sessions.session(db, workspace_id, owner=OWNER, epoch=3) for _ in range(4)]
+    fast, fast_thread = await sessions.session(db, workspace_id, owner=OWNER, epoch=3)
+    async with appender(db) as writer, anyio.create_task_group() as tasks:
+        async with db.transaction() as tx:
+            for session_id, thread_id in slow:
+                await log.lock(tx, session_id)
+                tasks.start_soon(writer.append, group(session_id, [message(thread_id)]))
+            with anyio.fail_after(3):
+                for _ in range(3):
+                    await writer.append(group(fast, [message(fast_thread)]))
+    for session_id, _ in slow:
+        assert len(await rows(db, session_id)) == 1
+
+
 async def test_the_database_refuses_to_change_or_remove_events(db: Database) -> None:
     session_id, thread_id = await owned(db)
     async with appender(db) as writer:
