@@ -226,5 +226,8 @@ async def test_foreign_and_old_names_in_a_stream_are_not_served(server: Stack) -
     session = await server.session()
     without = server.headers(without="anthropic-beta")
     assert await server.refused("GET", f"{path_of(session)}/stream", status=404, headers=without) == "not found"
-    assert await server.refused("POST", path_of(session), status=404, headers=without, json={"events": [message("x")]}) == "not found"
+    assert (
+        await server.refused("POST", path_of(session), status=404, headers=without, json={"events": [message("x")]})
+        == "not found"
+    )
     assert await server.history(session) == []

@@ -5,7 +5,7 @@ from typing import Any
 import anthropic
 import anyio
 import pytest
-from tests.support.stack import TOOLSET, WAIT_SECONDS, Gate, Stack, Watch, message
+from tests.support.stack import TOOLSET, Gate, Stack, Watch, eventually, message
 
 from managed_agents.core import limits
 from managed_agents.harness.loop import INTERRUPTED
@@ -74,9 +74,7 @@ async def test_an_interrupt_ends_a_model_request(server: Stack) -> None:
     async with server.watching(session) as watch:
         await server.say(session, "go")
         await watch.until("span.model_request_start")
-        with anyio.fail_after(WAIT_SECONDS):
-            while not server.requests(session):
-                await anyio.sleep(0.01)
+        await eventually(lambda: bool(server.requests(session)))
         sent = await interrupt(server, session)
         assert sent.data[0].processed_at is None
         idle = await watch.idle()
@@ -147,9 +145,7 @@ async def test_messages_behind_an_interrupt_start_a_new_turn(server: Stack) -> N
     session = await server.session([[stall(60), "never"], "new turn"])
     async with server.watching(session) as watch:
         await server.say(session, "go")
-        with anyio.fail_after(WAIT_SECONDS):
-            while not server.requests(session):
-                await anyio.sleep(0.01)
+        await eventually(lambda: bool(server.requests(session)))
         await server.client.beta.sessions.events.send(session.id, events=[message("queued"), INTERRUPT])  # pyright: ignore
         assert (await server.client.beta.sessions.retrieve(session.id)).status == "running"
         await watch.idle(2)

@@ -190,7 +190,9 @@ async def test_a_stream_learns_of_the_deletion_even_when_the_rows_are_gone(serve
     session = await server.session()
     async with server.watching(session) as watch:
         async with server.db.transaction() as tx:
-            await tx.execute(text("UPDATE sessions SET deleted_at = now(), environment_id = NULL WHERE id = :id"), {"id": session.id})
+            await tx.execute(
+                text("UPDATE sessions SET deleted_at = now(), environment_id = NULL WHERE id = :id"), {"id": session.id}
+            )
             await tx.execute(text("DELETE FROM session_threads WHERE session_id = :id"), {"id": session.id})
             await tx.execute(text("DELETE FROM sessions WHERE id = :id"), {"id": session.id})
         await watch.end_reached()

@@ -91,17 +91,16 @@ def _resolved(value: object, location: tuple[int | str, ...], *, missing: bool, 
     part, rest = location[0], location[1:]
     if missing and not rest:
         return [part] if isinstance(value, Mapping) else None
-    if isinstance(value, Mapping) and part in value:
-        below = _resolved(cast(Mapping[object, object], value)[part], rest, missing=missing, whole=whole)
-        if below is not None:
-            return [part, *below]
-    elif isinstance(value, list) and isinstance(part, int):
-        below = _resolved(cast(list[object], value)[part], rest, missing=missing, whole=whole)
+    fields = cast(Mapping[object, object], value) if isinstance(value, Mapping) else {}
+    if isinstance(value, list) and isinstance(part, int):
+        fields = {part: cast(list[object], value)[part]}
+    if part in fields:
+        below = _resolved(fields[part], rest, missing=missing, whole=whole)
         if below is not None:
             return [part, *below]
     if not rest:
         return None if whole else []
-    return _resolved(value, rest, missing=missing, whole=whole)
+    return _resolved(cast(object, value), rest, missing=missing, whole=whole)
 
 
 def _encodable(text: str) -> str:
