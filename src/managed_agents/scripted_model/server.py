@@ -42,7 +42,7 @@ async def serve(
     signing_key: bytes = DEFAULT_KEY,
     on_started: Started | None = None,
 ) -> None:
-    """Serve until cancelled or told to stop by a signal. `on_started` is told the port (0 takes a free one)."""
+    """Serve until cancelled or stopped by a signal. `on_started` is told the port (0 takes a free one)."""
     logging.getLogger("uvicorn.error").addFilter(_not_a_scripted_cut)
     config = uvicorn.Config(
         create_app(script, log_requests=log_requests, signing_key=signing_key),

@@ -175,9 +175,9 @@ def _rule(path: str, rule: JsonObject) -> _Rule:
     for pattern in patterns.values():
         known |= {str(i + 1) for i in range(pattern.groups)} | set(pattern.groupindex)
     reply = rule.get("reply")
-    items = (
-        [reply] if isinstance(reply, str) else cast("list[object]", reply or [{"fail": rule.get("error")}])
-    )
+    items: list[object] = [reply] if isinstance(reply, str) else []
+    items += cast("list[object]", reply) if isinstance(reply, list) else []
+    items += [{"fail": rule["error"]}] if "error" in rule else []
     for index, item in enumerate(items):
         _check_item(f"{path}.reply.{index}", item, known)
     return _Rule(
@@ -193,10 +193,11 @@ def _rule(path: str, rule: JsonObject) -> _Rule:
 def _check_item(path: str, item: object, known: set[str]) -> None:
     if isinstance(item, dict) and len(cast("JsonObject", item)) != 1:
         raise ScriptError(f"{path}: one word an item")
-    for hole in _holes(item):
+    for hole in _holes(cast("object", item)):
         if hole not in known:
             raise ScriptError(
-                f"{path}: ${{{hole}}} is neither a group of the rule's pattern nor one of {', '.join(_REQUEST_NAMES)}"
+                f"{path}: ${{{hole}}} is neither a group of the rule's pattern nor one of"
+                f" {', '.join(_REQUEST_NAMES)}"
             )
     _part(cast("JsonObject | str", item))
 
