@@ -10,6 +10,7 @@ is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECON
 `MODEL_REQUEST_SECONDS` (looked at whenever bytes arrive, so exceeded by one silence at most).
 """
 
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -52,8 +53,8 @@ from managed_agents.model.events import (
 )
 from managed_agents.model.sse import EventTooLarge, SseParser
 
-CONNECTIONS_MAX = 2_000
-KEEPALIVE_CONNECTIONS_MAX = 512
+POOLS_MAX = 32  # a pool's bookkeeping is linear in its connections: many small ones for hundreds of streams
+STREAMS_PER_POOL = 64
 KEEPALIVE_SECONDS = 30.0  # shorter than servers keep idle connections, or the first byte meets a closed one
 DRAIN_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
@@ -66,7 +67,7 @@ class ModelClient(Protocol):
     def stream(self, request: ModelRequest) -> AbstractAsyncContextManager[AsyncIterator[ModelEvent]]:
         """Send `request`; the events end with `MessageFinished`.
 
-        Raises: a ModelError, on entering or while iterating. Cancelling, or leaving early, closes the connection.
+        Raises: a ModelError, on entering or while iterating. Cancelling or leaving closes the connection.
         """
         ...
 
@@ -94,21 +95,28 @@ class SealedAnthropic(AsyncAnthropic):
         self._custom_headers = {}  # ANTHROPIC_CUSTOM_HEADERS could carry another service's credentials
 
 
-def http_client(endpoint: Endpoint, deadlines: Deadlines) -> httpx2.AsyncClient:
-    """Return a pool for hundreds of concurrent streams. Proxy variables count, except for a loopback endpoint."""
+def http_client(
+    endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext | bool
+) -> httpx2.AsyncClient:
+    """Return one connection pool. Proxy variables count, except for a loopback endpoint."""
     limits = httpx2.Limits(
-        max_connections=CONNECTIONS_MAX,
-        max_keepalive_connections=KEEPALIVE_CONNECTIONS_MAX,
+        max_connections=None,
+        max_keepalive_connections=STREAMS_PER_POOL,
         keepalive_expiry=KEEPALIVE_SECONDS,
     )
-    timeout = httpx2.Timeout(
-        deadlines.stall_seconds, connect=deadlines.connect_seconds, pool=deadlines.connect_seconds
-    )
+    connect = deadlines.connect_seconds
+    timeout = httpx2.Timeout(deadlines.stall_seconds, connect=connect, pool=connect)
     if endpoint.is_loopback:
         return httpx2.AsyncClient(
             limits=limits, timeout=timeout, follow_redirects=False, trust_env=False, mounts={}
         )
-    return DefaultAsyncHttpxClient(limits=limits, timeout=timeout, follow_redirects=False)
+    return DefaultAsyncHttpxClient(limits=limits, timeout=timeout, follow_redirects=False, verify=verify)
+
+
+@dataclass(slots=True)
+class _Pool:
+    client: SealedAnthropic
+    streams: int = 0
 
 
 class AnthropicModelClient:
@@ -116,36 +124,60 @@ class AnthropicModelClient:
 
     def __init__(self, endpoint: Endpoint, *, deadlines: Deadlines | None = None) -> None:
         self._deadlines = deadlines or Deadlines()
+        self._endpoint = endpoint
         self._secret = endpoint.api_key.get_secret_value()
-        self._anthropic = SealedAnthropic(endpoint, http_client(endpoint, self._deadlines))
+        # Made once: loading the certificates takes tens of milliseconds.
+        self._verify = httpx2.create_ssl_context() if endpoint.base_url.startswith("https:") else True
+        self._pools = [self._new_pool()]
 
     @property
     def anthropic(self) -> AsyncAnthropic:
         """The SDK client, for endpoints other than messages."""
-        return self._anthropic
+        return self._pools[0].client
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._anthropic.close()
+        for pool in self._pools:
+            await pool.client.close()
+
+    def _new_pool(self) -> "_Pool":
+        return _Pool(
+            SealedAnthropic(self._endpoint, http_client(self._endpoint, self._deadlines, self._verify))
+        )
+
+    def _pool(self) -> "_Pool":
+        """Return the first pool with room, so that few streams share few warm connections."""
+        for pool in self._pools:
+            if pool.streams < STREAMS_PER_POOL:
+                return pool
+        if len(self._pools) < POOLS_MAX:
+            self._pools.append(self._new_pool())
+            return self._pools[-1]
+        return min(self._pools, key=lambda pool: pool.streams)
 
     @asynccontextmanager
     async def stream(self, request: ModelRequest) -> AsyncGenerator[AsyncIterator[ModelEvent]]:
         """See `ModelClient.stream`."""
         deadline = time.monotonic() + self._deadlines.request_seconds
-        stream = await self._open(request)
-        response = stream.response
-        chunks = response.aiter_bytes()
-        reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
+        pool = self._pool()
+        pool.streams += 1
         try:
-            yield reading.events()
-            if reading.finished:  # read the end of the body, so that the connection can be used again
-                with anyio.move_on_after(DRAIN_SECONDS):
-                    await reading.drain()
+            stream = await self._open(pool.client, request)
+            response = stream.response
+            chunks = response.aiter_bytes()
+            reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
+            try:
+                yield reading.events()
+                if reading.finished:  # read the end of the body, so that the connection can be used again
+                    with anyio.move_on_after(DRAIN_SECONDS):
+                        await reading.drain()
+            finally:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+                    await stream.close()
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
-                await stream.close()
+            pool.streams -= 1
 
-    async def _open(self, request: ModelRequest) -> AsyncStream[object]:
+    async def _open(self, client: AsyncAnthropic, request: ModelRequest) -> AsyncStream[object]:
         try:
             content = orjson.dumps({**request.body, "stream": True})
         except TypeError as error:
@@ -154,7 +186,7 @@ class AnthropicModelClient:
         if request.betas:
             headers["anthropic-beta"] = ",".join(request.betas)
         try:
-            stream = await self._anthropic.post(
+            stream = await client.post(
                 "/v1/messages",
                 cast_to=object,
                 content=content,
@@ -167,9 +199,8 @@ class AnthropicModelClient:
         content_type = stream.response.headers.get("content-type", "")
         if not content_type.startswith("text/event-stream"):
             await stream.close()
-            raise ServerFailed(
-                f"The model endpoint answered a stream request with {content_type[:100] or 'no content type'}"
-            )
+            shown = content_type[:100] or "no content type"
+            raise ServerFailed(f"The model endpoint answered a stream request with {shown}")
         return stream
 
     def error_of(self, error: AnthropicError) -> ModelError:
