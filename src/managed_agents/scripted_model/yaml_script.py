@@ -34,22 +34,19 @@ _REQUEST_NAMES = ("last_user_text", "tool_result", "turn", "round", "model")
 _seconds = number(least=0, most=86_400)
 _status = integer(least=400)
 _fail = shape({"status": _status}, {"message": string(min_chars=1), "retry_after": _seconds})
-_WHEN = shape(
-    {},
-    {
-        "last_user_contains": string(min_chars=1),
-        "last_user_matches": string(min_chars=1),
-        "tool_result_contains": string(min_chars=1),
-        "tool_result_matches": string(min_chars=1),
-        "tool_results_count": integer(least=0),
-        "tool_offered": string(min_chars=1),
-        "system_contains": string(min_chars=1),
-        "model": string(min_chars=1),
-        "turn": integer(least=1),
-        "round": integer(least=0),
-        "attempt": integer(least=1),
-    },
-)
+CONDITIONS = {
+    "last_user_contains": string(min_chars=1),
+    "last_user_matches": string(min_chars=1),
+    "tool_result_contains": string(min_chars=1),
+    "tool_result_matches": string(min_chars=1),
+    "tool_results_count": integer(least=0),
+    "tool_offered": string(min_chars=1),
+    "system_contains": string(min_chars=1),
+    "model": string(min_chars=1),
+    "turn": integer(least=1),
+    "round": integer(least=0),
+    "attempt": integer(least=1),
+}
 _ITEM = shape(
     {},
     {
@@ -74,7 +71,7 @@ _ITEM = shape(
 _RULE = shape(
     {},
     {
-        "when": _WHEN,
+        "when": shape({}, CONDITIONS),
         "reply": text_or(list_of(text_or(_ITEM), least=1)),
         "error": _fail,
         "delay": _seconds,

@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-from collections.abc import AsyncIterator
 
 import anyio
 import anyio.abc

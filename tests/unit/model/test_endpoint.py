@@ -31,8 +31,13 @@ def test_a_key_alone_means_the_real_api_whatever_the_base_url_variable_says() ->
 
 
 @pytest.mark.parametrize(
-    ("own", "environ", "key"), [("own", {"ANTHROPIC_API_KEY": "k"}, "own"), (None, {"ANTHROPIC_API_KEY": "k"}, "k"), (None, {}, "no-key")]
-)  # fmt: skip
+    ("own", "environ", "key"),
+    [
+        ("own", {"ANTHROPIC_API_KEY": "k"}, "own"),
+        (None, {"ANTHROPIC_API_KEY": "k"}, "k"),
+        (None, {}, "no-key"),
+    ],
+)
 def test_our_setting_wins_and_finds_a_key(own: str | None, environ: dict[str, str], key: str) -> None:
     secret = SecretStr(own) if own else None
     endpoint = resolve_endpoint(settings(model_base_url="http://localhost:9/", model_api_key=secret), environ)
@@ -54,8 +59,16 @@ def test_a_base_url_that_cannot_be_one_is_an_error(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),
-     ("10.0.0.1", False), ("localhost.example", False), ("127.0.0.1.example", False)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+    ],
+)
 def test_loopback_hosts(host: str, loopback: bool) -> None:
     assert is_loopback_host(host) is loopback

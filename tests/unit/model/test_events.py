@@ -1,5 +1,6 @@
 """The fold and the parser, where a network would only get in the way."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 from managed_agents.model.events import MessageFinished, MessageFold, ProtocolBroken
 from managed_agents.model.sse import SseParser
 
-STREAM = b'event: a\ndata: {"x": 1}\n\n: comment\n\nevent: ping\r\ndata: {}\r\n\r\ndata: 1\ndata: 2\nid: 9\n\nevent: b\n\n'
+STREAM = (
+    b'event: a\ndata: {"x": 1}\n\n: comment\n\nevent: ping\r\ndata: {}\r\n\r\n'
+    b"data: 1\ndata: 2\nid: 9\n\nevent: b\n\n"
+)
 EVENTS = [(b"a", b'{"x": 1}'), (b"ping", b"{}"), (b"", b"1\n2")]
 
 
@@ -17,7 +21,7 @@ EVENTS = [(b"a", b'{"x": 1}'), (b"ping", b"{}"), (b"", b"1\n2")]
 def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
     parser = SseParser()
     edges = [0, *sorted(cuts), len(STREAM)]
-    found = [event for a, b in zip(edges, edges[1:], strict=False) for event in parser.feed(STREAM[a:b])]
+    found = [event for a, b in pairwise(edges) for event in parser.feed(STREAM[a:b])]
     assert found == EVENTS
 
 
@@ -46,12 +50,28 @@ def test_unknown_blocks_fields_and_events_survive() -> None:
     finished = fold(
         *block(0, strange),
         {"type": "brand_new_event"},
-        *block(1, {"type": "text", "text": "", "new": True, "citations": None},
-               {"type": "text_delta", "text": "a"}, {"type": "citations_delta", "citation": {"c": 1}}),
-        *block(2, {"type": "compaction", "content": None}, {"type": "compaction_delta", "content": "summary", "encrypted_content": "e"}),
-        *block(3, {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}, {"type": "input_json_delta", "partial_json": '{"q":1}'}),
-        {"type": "message_delta", "delta": {"stop_reason": "pause_turn"}, "usage": {"output_tokens": 4, "input_tokens": None}},
-    )  # fmt: skip
+        *block(
+            1,
+            {"type": "text", "text": "", "new": True, "citations": None},
+            {"type": "text_delta", "text": "a"},
+            {"type": "citations_delta", "citation": {"c": 1}},
+        ),
+        *block(
+            2,
+            {"type": "compaction", "content": None},
+            {"type": "compaction_delta", "content": "summary", "encrypted_content": "e"},
+        ),
+        *block(
+            3,
+            {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+            {"type": "input_json_delta", "partial_json": '{"q":1}'},
+        ),
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "pause_turn"},
+            "usage": {"output_tokens": 4, "input_tokens": None},
+        },
+    )
     assert finished.content == [
         strange,
         {"type": "text", "text": "a", "new": True, "citations": [{"c": 1}]},

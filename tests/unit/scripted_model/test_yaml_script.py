@@ -1,4 +1,5 @@
-"""Scripts in YAML: what a rule matches, what fills its holes, and that a typo is found when the script is loaded."""
+"""Scripts in YAML: what a rule matches, what fills its holes, and that a typo is found when the script is
+loaded."""
 
 from collections import Counter
 from pathlib import Path
