@@ -11,6 +11,7 @@ from tests.support.postgres import database_server, database_template, database_
 from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
 
 from managed_agents.api.app import create_app
+from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.db.engine import Database
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
@@ -47,7 +48,7 @@ class Served:
 
 @pytest.fixture
 async def served(db: Database, tmp_path: Path) -> AsyncIterator[Served]:
-    services = Services(db=db, keys=KeyDirectory(db, HMAC_KEY), blobs=None)
+    services = Services(db=db, keys=KeyDirectory(db, HMAC_KEY), blobs=LocalBlobStore(tmp_path / "blobs"))
     caller = await make_caller(db, "mine")
     stranger = await make_caller(db, "theirs")
     async with listening(create_app(services)) as base_url:

@@ -1,0 +1,1 @@
+"""Background work over tables: takes no input, safe to run anywhere and twice."""
