@@ -175,9 +175,7 @@ def _install_and_start_engine() -> None:
     command = ["dockerd", *(["--data-root", data_root] if data_root else [])]
     say(f"engine: starting {shlex.join(command)} (log: {ENGINE_LOG})")
     with ENGINE_LOG.open("ab") as log:
-        daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
-        )
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
     _wait_for_engine(daemon)
 
 
