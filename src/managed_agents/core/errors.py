@@ -55,9 +55,7 @@ class NotFound(ApiError):
 class Conflict(ApiError):
     """409. Deterministic, so the SDK is told not to retry it (it retries 409 by default)."""
 
-    def __init__(
-        self, message: str, *, error_type: str = "conflict_error", error_code: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, error_type: str = "conflict_error", error_code: str | None = None) -> None:
         super().__init__(409, error_type, message, error_code=error_code, headers={"x-should-retry": "false"})
 
 

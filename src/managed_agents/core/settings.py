@@ -33,9 +33,7 @@ class Settings(BaseSettings):
         description="Port of /metrics, /healthz and /readyz of a worker; none when unset.",
     )
     data_dir: Path = Field(default_factory=default_data_dir, description="Where everything durable is kept.")
-    run_dir: Path | None = Field(
-        None, description="Short-lived sockets, one directory a sandbox. Keep it short: 108-byte limit."
-    )
+    run_dir: Path | None = Field(None, description="Short-lived sockets, one directory a sandbox. Keep it short: 108-byte limit.")
     database_url: SecretStr | None = Field(
         None, description="Postgres, `postgresql://user@host/name`. Embedded Postgres when unset (`up` only)."
     )
@@ -48,16 +46,15 @@ class Settings(BaseSettings):
     sandbox_disk_bytes: int = Field(10 * 1024**3, ge=64 * 1024**2, description="Session disk of one sandbox.")
     sandbox_cpus: float = Field(2.0, gt=0, description="CPUs one sandbox may use.")
     sandbox_pids: int = Field(512, ge=16, description="Processes and threads in one sandbox.")
-    sandbox_idle_seconds: float = Field(
-        300.0, gt=0, description="Idle time after which a sandbox is stopped."
-    )
+    sandbox_idle_seconds: float = Field(300.0, gt=0, description="Idle time after which a sandbox is stopped.")
     local_sandbox_unsafe: bool = Field(
         False, description="Allow the unisolated `local` backend with a model URL that is not loopback."
     )
     extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
-    model_api_key: SecretStr | None = Field(
-        None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY."
+    model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    script: Path | None = Field(
+        None, description="Script of the scripted model, where `up` starts it because no model is configured."
     )
     blob_store: str | None = Field(None, description="Blob store URL; `DATA_DIR/blobs` when unset.")
     master_key_file: Path | None = Field(None, description="Master key; `DATA_DIR/master.key` when unset.")
@@ -68,7 +65,7 @@ class Settings(BaseSettings):
     require_beta_header: bool = Field(True, description="404 without the beta header, as the hosted API.")
     faults: str = Field("", description="Armed fault points (tests only).")
 
-    @field_validator("data_dir", "run_dir", "extra_ca", "master_key_file", mode="after")
+    @field_validator("data_dir", "run_dir", "extra_ca", "script", "master_key_file", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None

@@ -4,7 +4,7 @@ Statements are SQLAlchemy Core on an `AsyncConnection`; rows become frozen model
 that receive a `tx` never commit. No network call of ours happens inside a transaction.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, NewType
 
@@ -83,7 +83,7 @@ class Database:
         )
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Tx]:
+    async def transaction(self) -> AsyncGenerator[Tx]:
         """Open a transaction; commit at the end of the block, roll back when it raises."""
         async with self.engine.begin() as connection:
             yield Tx(connection)

@@ -139,9 +139,7 @@ def load_yaml(source: str, name: str) -> tuple[Callable[[Request], object], int 
     except Refused as error:
         raise ScriptError(f"{name}: {error.message}") from error
     script = cast("JsonObject", document)
-    rules = [
-        _rule(f"{name}: rules.{i}", each) for i, each in enumerate(cast("list[JsonObject]", script["rules"]))
-    ]
+    rules = [_rule(f"{name}: rules.{i}", each) for i, each in enumerate(cast("list[JsonObject]", script["rules"]))]
 
     def reply(request: Request) -> list[Part]:
         for rule in rules:
@@ -230,9 +228,7 @@ def _part(item: JsonObject | str) -> Part:
         case "thinking":
             return helpers.thinking(cast("str", value))
         case "tool_use":
-            return helpers.ToolUse(
-                fields["name"], cast("JsonObject", cast("JsonObject", value).get("input") or {})
-            )
+            return helpers.ToolUse(fields["name"], cast("JsonObject", cast("JsonObject", value).get("input") or {}))
         case "broken_tool_use":
             return helpers.broken_tool_use(fields["name"], fields["raw"])
         case "stall":

@@ -1,0 +1,1 @@
+"""Bytes of files, snapshots and skills, addressed by their content."""

@@ -1,0 +1,130 @@
+"""Doorbells: coalesced notifications after the commit, and the connection that hears them.
+
+A notification carries ids only and is never trusted: receivers read the tables. Everything stays correct without them,
+because every receiver also polls. `NOTIFY` inside an append transaction would serialise all commits, so it never is there.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import anyio
+import orjson
+
+from managed_agents.core import limits
+from managed_agents.db.connection import TROUBLE, connect
+
+logger = logging.getLogger(__name__)
+
+PAYLOAD_BYTES_MAX = 7500  # Postgres refuses payloads of 8,000 bytes
+COALESCE_SECONDS = 0.002
+RECONNECT_SECONDS = 0.5
+PENDING_IDS_MAX = 100_000  # beyond it rings are dropped; the polls cover them
+
+LOG_CHANNEL = "managed_agents_log"
+"""Rings with session ids that have new rows (streams listen)."""
+WORK_CHANNEL = "managed_agents_work"
+"""Rings with session ids that have new input (workers listen)."""
+
+Listener = Callable[[list[str]], None]
+
+
+class Doorbell:
+    """Sends rings of this process, at most one statement per channel and few milliseconds, on a connection of its own."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._pending: dict[str, dict[str, None]] = {LOG_CHANNEL: {}, WORK_CHANNEL: {}}
+        self._wake = anyio.Event()
+
+    def ring(self, channel: str, session_id: str) -> None:
+        """Ring for `session_id`. Best effort; never waits."""
+        pending = self._pending[channel]
+        if len(pending) < PENDING_IDS_MAX:
+            pending[session_id] = None
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Send until cancelled, reconnecting for ever."""
+        while True:
+            try:
+                connection = await connect(self._database_url)
+                try:
+                    await self._send_forever(connection)
+                finally:
+                    connection.terminate()
+            except TROUBLE as error:
+                logger.warning("doorbell connection lost: %s", error or type(error).__name__)
+            await anyio.sleep(RECONNECT_SECONDS)
+
+    async def _send_forever(self, connection: Any) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            for channel, pending in self._pending.items():
+                while pending:
+                    payload = orjson.dumps(_take(pending)).decode()
+                    await connection.execute(
+                        "SELECT pg_notify($1, $2)",
+                        channel,
+                        payload,
+                        timeout=limits.DATABASE_STATEMENT_SECONDS,
+                    )
+            await anyio.sleep(COALESCE_SECONDS)
+
+
+def _take(pending: dict[str, None]) -> list[str]:
+    taken: list[str] = []
+    size = 2
+    for session_id in pending:
+        size += len(session_id) + 3
+        if size > PAYLOAD_BYTES_MAX:
+            break
+        taken.append(session_id)
+    for session_id in taken:
+        del pending[session_id]
+    return taken
+
+
+async def listen(
+    database_url: str,
+    listeners: Mapping[str, Listener],
+    on_connect: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Hear the channels of `listeners` until cancelled, reconnecting for ever.
+
+    `on_connect` runs after each (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
+    """
+    while True:
+        try:
+            connection = await connect(database_url)
+            try:
+                closed = anyio.Event()
+                connection.add_termination_listener(_setter(closed))
+                for channel, listener in listeners.items():
+                    await connection.add_listener(channel, _callback(listener))
+                if on_connect is not None:
+                    await on_connect()
+                await closed.wait()
+            finally:
+                connection.terminate()
+            logger.warning("listening connection closed by the server")
+        except TROUBLE as error:
+            logger.warning("listening connection lost: %s", error or type(error).__name__)
+        await anyio.sleep(RECONNECT_SECONDS)
+
+
+def _callback(listener: Listener) -> Callable[..., None]:
+    def heard(_connection: object, _pid: int, _channel: str, payload: str) -> None:
+        try:
+            session_ids = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            logger.warning("unreadable notification ignored")
+            return
+        listener([str(session_id) for session_id in session_ids])
+
+    return heard
+
+
+def _setter(event: anyio.Event) -> Callable[[object], None]:
+    return lambda _connection: event.set()

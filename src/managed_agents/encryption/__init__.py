@@ -1,0 +1,1 @@
+"""Key providers and what is derived from the master key."""

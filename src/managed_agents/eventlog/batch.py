@@ -1,0 +1,239 @@
+"""Group commit: the harness's only way to the log.
+
+Every append of a process passes here. A writer takes all that is waiting, up to a bound, locks those sessions that nobody
+holds, checks each group's guards, and commits them all in one transaction; each caller waits for its own commit. A failed
+guard fails only its own caller, all of its events or none. Sessions that are locked by someone else take a path of their
+own with a lock timeout, so one slow API command delays one session.
+
+When the connection dies around the commit nobody knows whether it happened. The callers get `AppendUncertain`: they forget
+what they know of the session and read the log again, which is what a crash would make them do.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import anyio
+from anyio.abc import TaskStatus
+from sqlalchemy.exc import DBAPIError
+
+from managed_agents.core import faults, limits
+from managed_agents.core.errors import TransientError
+from managed_agents.db.engine import Database, Tx
+from managed_agents.eventlog import append as log
+from managed_agents.eventlog import fold
+from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
+
+logger = logging.getLogger(__name__)
+
+COMMITTED = faults.register("batch.committed", "appends committed, nobody told yet")
+WRITERS = 2  # one transaction can wait for the disk while the next is being built
+
+
+class AppendUncertain(TransientError):
+    """The append may or may not have happened. Read the log again before writing anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Give the session up in the same transaction.
+
+    `due_in_seconds` parks it until then; `crashed` counts a failure of the harness itself and delays the next claim.
+    """
+
+    due_in_seconds: float | None = None
+    crashed: bool = False
+
+
+@dataclass(slots=True)
+class Append:
+    """One caller's group: guards, events, inbox ids taken up with them, and perhaps the release of the lease."""
+
+    session_id: str
+    events: Sequence[NewEvent]
+    owner: str
+    epoch: int
+    expect_input_seq: int | None = None
+    taken: Sequence[QueuedEvent] = ()
+    rest: Rest | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+    stored: list[StoredEvent] = field(default_factory=list[StoredEvent])
+    error: Exception | None = None
+    broken: bool = False
+
+    @property
+    def changes_threads(self) -> bool:
+        """Whether any event of the group is folded into a thread row."""
+        return any(event.type in fold.THREAD_TYPES for event in self.events)
+
+    def stage(self, head: log.Head | None) -> None:
+        """Check the guards against the locked row and stage.
+
+        Raises:
+            SessionGone, LeaseLost, NewInput: see `append.py`.
+        """
+        if head is None or head.deleted:
+            raise log.SessionGone
+        if head.epoch != self.epoch or head.owner != self.owner:
+            raise log.LeaseLost
+        if self.expect_input_seq is not None and head.input_seq != self.expect_input_seq:
+            raise log.NewInput
+        self.stored = head.append(self.events)
+        head.taken += [event.id for event in self.taken]
+        head.inbox_count -= len(self.taken)
+        if self.rest is not None:
+            self._release(head, self.rest)
+
+    def _release(self, head: log.Head, rest: Rest) -> None:
+        head.owner = None
+        head.due_at = None
+        head.not_before = None
+        if rest.crashed:
+            head.crashes += 1
+            delay = min(limits.MODEL_BACKOFF_MAX_SECONDS, 2.0**head.crashes)
+            head.not_before = head.at + timedelta(seconds=delay)
+            return
+        head.crashes = 0
+        assert self.expect_input_seq is not None, "a resting step names the input it decided on"
+        head.handled_seq = self.expect_input_seq
+        if rest.due_in_seconds is not None:
+            head.due_at = head.at + timedelta(seconds=rest.due_in_seconds)
+
+
+class Appender:
+    """The batcher of one process. `run()` must be alive for `append()` to finish."""
+
+    def __init__(self, db: Database, publish: Callable[[list[StoredEvent]], None]) -> None:
+        self._db = db
+        self._publish = publish
+        self._waiting: deque[Append] = deque()
+        self._wake = anyio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Write until cancelled."""
+        async with anyio.create_task_group() as group:
+            for _ in range(WRITERS):
+                group.start_soon(self._write_forever)
+            task_status.started()
+
+    async def append(self, group: Append) -> list[StoredEvent]:
+        """Append `group` and wait for its commit.
+
+        The wait is bounded by the writers' own deadlines: every group they take is answered within them. Cancellation
+        leaves the group to be written or not; its events are not known to have happened.
+
+        Raises:
+            LeaseLost, NewInput, SessionGone, TakenAlready: nothing was written.
+            AppendUncertain: nobody knows.
+        """
+        self._waiting.append(group)
+        self._wake.set()
+        await group.done.wait()
+        if group.error is not None:
+            raise group.error
+        return group.stored
+
+    async def _write_forever(self) -> None:
+        while True:
+            while not self._waiting:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+            groups: list[Append] = []
+            events = 0
+            while self._waiting and events < limits.APPEND_BATCH_EVENTS_MAX:
+                group = self._waiting.popleft()
+                groups.append(group)
+                events += len(group.events)
+            await self._write(groups)
+
+    async def _write(self, groups: list[Append]) -> None:
+        try:
+            with anyio.fail_after(limits.APPEND_SECONDS_MAX):
+                left = await self._commit_available(groups)
+        except (DBAPIError, OSError, TimeoutError, log.TakenAlready) as error:
+            # Whose fault it was is not known: each group that is not answered yet is tried alone.
+            logger.warning("batch of %d appends failed, trying each alone: %s", len(groups), type(error).__name__)
+            left = [group for group in groups if not group.done.is_set()]
+            uncertain = _maybe_committed(error)
+            if uncertain:
+                for group in left:
+                    self._fail(group, AppendUncertain("the connection was lost around the commit"))
+                return
+        for group in left:
+            await self._write_alone(group)
+
+    async def _commit_available(self, groups: list[Append]) -> list[Append]:
+        """Commit the groups whose session is free; returns the others."""
+        staged: list[Append] = []
+        skipped: list[Append] = []
+        async with self._db.transaction() as tx:
+            heads = await log.lock_available(
+                tx,
+                sorted({group.session_id for group in groups}),
+                threads_of={group.session_id for group in groups if group.changes_threads},
+            )
+            for group in groups:
+                if group.session_id not in heads:
+                    skipped.append(group)
+                elif self._staged(group, heads[group.session_id]):
+                    staged.append(group)
+                elif group.broken:
+                    # The head is half changed: nothing of that session may be written from it.
+                    del heads[group.session_id]
+                    skipped += [other for other in staged if other.session_id == group.session_id]
+                    staged = [other for other in staged if other.session_id != group.session_id]
+            await self._write_heads(tx, heads, staged)
+        self._answer(staged)
+        return skipped
+
+    async def _write_alone(self, group: Append) -> None:
+        try:
+            with anyio.fail_after(limits.APPEND_SECONDS_MAX):
+                async with self._db.transaction() as tx:
+                    head = await log.lock(tx, group.session_id)
+                    if not self._staged(group, head):
+                        return
+                    assert head is not None
+                    await self._write_heads(tx, {head.id: head}, [group])
+        except log.TakenAlready as error:
+            self._fail(group, error)
+        except (DBAPIError, OSError, TimeoutError) as error:
+            logger.warning("append to %s failed: %s", group.session_id, error)
+            self._fail(group, AppendUncertain(f"the append failed: {type(error).__name__}"))
+        else:
+            self._answer([group])
+
+    async def _write_heads(self, tx: Tx, heads: dict[str, log.Head], staged: list[Append]) -> None:
+        wanted = {group.session_id for group in staged}
+        if wanted:
+            await log.write(tx, [head for head in heads.values() if head.id in wanted])
+
+    def _staged(self, group: Append, head: log.Head | None) -> bool:
+        try:
+            group.stage(head)
+        except (log.SessionGone, log.LeaseLost, log.NewInput) as error:
+            self._fail(group, error)
+            return False
+        except Exception as error:  # a bug in one caller's events must not take the others down
+            logger.exception("events of %s cannot be folded", group.session_id)
+            group.broken = True
+            self._fail(group, error)
+            return False
+        return True
+
+    def _answer(self, groups: list[Append]) -> None:
+        faults.reach(COMMITTED)
+        self._publish([event for group in groups for event in group.stored])
+        for group in groups:
+            group.done.set()
+
+    def _fail(self, group: Append, error: Exception) -> None:
+        group.error = error
+        group.done.set()
+
+
+def _maybe_committed(error: Exception) -> bool:
+    """Whether the transaction may have committed: only a refused statement surely rolled everything back."""
+    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or error.connection_invalidated)

@@ -1,0 +1,154 @@
+"""Reading the log: by cursor for streams, pages and the harness. Every query names its session; workspaces are checked above."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import text
+
+from managed_agents.core import limits
+from managed_agents.db.engine import Tx
+from managed_agents.eventlog.events import QueuedEvent, StoredEvent
+
+_EVENT = "session_id, seq, id, thread_id, type, body, private, for_model"
+_PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_model"
+_QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
+
+_AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+_PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+_INBOX_AFTER = text(
+    f"SELECT {_QUEUED} FROM inbox WHERE session_id = :session_id AND inbox_seq > :seq ORDER BY inbox_seq LIMIT :limit"
+)
+
+
+def _stored(row: Any) -> StoredEvent:
+    return StoredEvent(*row)
+
+
+def _queued(row: Any) -> QueuedEvent:
+    return QueuedEvent(*row)
+
+
+async def after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
+    """Events past `seq` with their private parts, oldest first."""
+    rows = await tx.execute(_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [_stored(row) for row in rows]
+
+
+async def public_after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
+    """Events past `seq` as clients see them, oldest first."""
+    rows = await tx.execute(_PUBLIC_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [_stored(row) for row in rows]
+
+
+async def inbox_after(tx: Tx, session_id: str, inbox_seq: int = 0, *, limit: int = limits.INBOX_EVENTS_MAX) -> list[QueuedEvent]:
+    """Queued events past `inbox_seq`, oldest first."""
+    rows = await tx.execute(_INBOX_AFTER, {"session_id": session_id, "seq": inbox_seq, "limit": limit})
+    return [_queued(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryCursor:
+    """Where a page begins: the last `seq` and `inbox_seq` already shown, in the list's order."""
+
+    order: Literal["asc", "desc"]
+    seq: int | None = None
+    inbox_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFilter:
+    """`created_at` bounds compare with `processed_at` (spec: event_list_params.py); a queued event has none and never matches."""
+
+    thread_id: str
+    types: Sequence[str] = ()
+    gt: datetime | None = None
+    gte: datetime | None = None
+    lt: datetime | None = None
+    lte: datetime | None = None
+
+    @property
+    def bounded(self) -> bool:
+        return any(bound is not None for bound in (self.gt, self.gte, self.lt, self.lte))
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryItem:
+    """One listed event: `body` is complete JSON; exactly one of `seq`, `inbox_seq` is set."""
+
+    body: bytes
+    seq: int | None
+    inbox_seq: int | None
+
+
+async def history(
+    tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, *, limit: int
+) -> tuple[list[HistoryItem], bool]:
+    """One page of the history: the log, then what is queued (nulls last; reversed for `desc`), and whether more follows.
+
+    A page ends at `limit` events or `EVENTS_PAGE_BYTES_MAX` of bodies, whichever is first, with at least one event.
+    """
+    items: list[HistoryItem] = []
+    if cursor.order == "asc":
+        if cursor.inbox_seq is None:
+            items += await _log_part(tx, session_id, cursor, wanted, limit + 1)
+        if len(items) <= limit:
+            items += await _inbox_part(tx, session_id, cursor, wanted, limit + 1 - len(items))
+    else:
+        if cursor.seq is None:
+            items += await _inbox_part(tx, session_id, cursor, wanted, limit + 1)
+        if len(items) <= limit:
+            items += await _log_part(tx, session_id, cursor, wanted, limit + 1 - len(items))
+    page: list[HistoryItem] = []
+    size = 0
+    for item in items[:limit]:
+        size += len(item.body)
+        if page and size > limits.EVENTS_PAGE_BYTES_MAX:
+            break
+        page.append(item)
+    return page, len(items) > len(page)
+
+
+async def _log_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
+    descending = cursor.order == "desc"
+    where = ["session_id = :session_id", "thread_id = :thread_id"]
+    values: dict[str, Any] = {"session_id": session_id, "thread_id": wanted.thread_id, "limit": limit}
+    if cursor.seq is not None:
+        where.append("seq < :seq" if descending else "seq > :seq")
+        values["seq"] = cursor.seq
+    if wanted.types:
+        where.append("type = ANY(CAST(:types AS text[]))")
+        values["types"] = list(wanted.types)
+    for name, sign in (("gt", ">"), ("gte", ">="), ("lt", "<"), ("lte", "<=")):
+        if (bound := getattr(wanted, name)) is not None:
+            where.append(f"processed_at {sign} :{name}")
+            values[name] = bound
+    order = "DESC" if descending else "ASC"
+    rows = await tx.execute(
+        text(f"SELECT body, seq FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT :limit"),
+        values,
+    )
+    return [HistoryItem(row.body, row.seq, None) for row in rows]
+
+
+async def _inbox_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
+    if wanted.bounded:
+        return []
+    descending = cursor.order == "desc"
+    where = ["session_id = :session_id", "thread_id = :thread_id"]
+    values: dict[str, Any] = {"session_id": session_id, "thread_id": wanted.thread_id, "limit": limit}
+    if cursor.inbox_seq is not None:
+        where.append("inbox_seq < :inbox_seq" if descending else "inbox_seq > :inbox_seq")
+        values["inbox_seq"] = cursor.inbox_seq
+    if wanted.types:
+        where.append("type = ANY(CAST(:types AS text[]))")
+        values["types"] = list(wanted.types)
+    rows = await tx.execute(
+        text(
+            f"SELECT payload, inbox_seq FROM inbox WHERE {' AND '.join(where)} "
+            f"ORDER BY inbox_seq {'DESC' if descending else 'ASC'} LIMIT :limit"
+        ),
+        values,
+    )
+    return [HistoryItem(row.payload[:-1] + b',"processed_at":null}', None, row.inbox_seq) for row in rows]

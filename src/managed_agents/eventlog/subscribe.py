@@ -1,0 +1,246 @@
+"""Fan-out: from committed rows to the subscribers of this process.
+
+For each session with subscribers there is one `Channel` that holds the newest rows as ready-made SSE frames, encoded once
+and shared. Rows committed in this process are handed to it directly; a doorbell or the poll makes it read the table, once for
+all its subscribers. A subscriber delivers only `seq = cursor + 1`, so a lost ring or a hole costs time, never an event: what
+is not in the channel any more is read from the table.
+
+The null copy of a queued event (`processed_at: null`) is best effort: it is shown until the logged one takes its place.
+"""
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass, field
+
+import anyio
+from sqlalchemy import text
+
+from managed_agents.core import clock, ids, limits
+from managed_agents.db.engine import Database
+from managed_agents.eventlog import read
+from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
+
+logger = logging.getLogger(__name__)
+
+READ_ROWS = 500
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+_ENDING = "session.status_terminated"
+
+_HEADS = text(
+    "SELECT id, last_seq, last_inbox_seq, deleted_at IS NOT NULL AS deleted FROM sessions WHERE id = ANY(CAST(:ids AS text[]))"
+)
+
+
+def frame(event_type: str, body: bytes) -> bytes:
+    """One SSE frame. The SDK discards frames without `event:`."""
+    return b"event: %b\ndata: %b\n\n" % (event_type.encode(), body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    seq: int
+    thread_id: str
+    ends: bool
+    frame: bytes
+
+
+@dataclass(slots=True)
+class Channel:
+    """The newest rows of one session, contiguous, for all its subscribers here."""
+
+    session_id: str
+    tail: int
+    inbox_tail: int
+    entries: deque[_Entry] = field(default_factory=deque[_Entry])
+    copies: dict[str, tuple[int, str, bytes]] = field(default_factory=dict[str, tuple[int, str, bytes]])
+    behind: bool = False
+    deleted: bool = False
+    subscribers: int = 0
+    changed: anyio.Event = field(default_factory=anyio.Event)
+
+    def add(self, rows: Iterable[StoredEvent]) -> None:
+        """Take rows in `seq` order; a hole is left to the reader."""
+        for row in rows:
+            if row.seq <= self.tail:
+                continue
+            if row.seq != self.tail + 1:
+                self.behind = True
+                break
+            self.tail = row.seq
+            self.copies.pop(row.id, None)
+            self.entries.append(_Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body)))
+            if len(self.entries) > limits.SUBSCRIBER_BUFFER_EVENTS_MAX:
+                self.entries.popleft()
+        self.wake()
+
+    def add_copies(self, rows: Iterable[QueuedEvent]) -> None:
+        """Take the null copies of queued events."""
+        for row in rows:
+            if row.inbox_seq > self.inbox_tail:
+                self.inbox_tail = row.inbox_seq
+                self.copies[row.id] = (
+                    row.inbox_seq,
+                    row.thread_id,
+                    frame(row.type, with_processed_at(row.payload, None)),
+                )
+        self.wake()
+
+    def wake(self) -> None:
+        """Let every subscriber look again."""
+        self.changed.set()
+        self.changed = anyio.Event()
+
+
+class Hub:
+    """All channels of this process. `run()` must be alive for rows of other processes to arrive."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._channels: dict[str, Channel] = {}
+        self._dirty: set[str] = set()
+        self._wake = anyio.Event()
+        self._closing = False
+
+    @property
+    def subscribers(self) -> int:
+        """Open subscriptions, for the metrics."""
+        return sum(channel.subscribers for channel in self._channels.values())
+
+    def publish(self, rows: Iterable[StoredEvent]) -> None:
+        """Hand over rows that this process has committed. Never waits."""
+        for row in rows:
+            if (channel := self._channels.get(row.session_id)) is not None:
+                channel.add([row])
+                if channel.behind:
+                    self.refresh([row.session_id])
+
+    def publish_queued(self, rows: Iterable[QueuedEvent]) -> None:
+        """Hand over queued events that this process has committed. Never waits."""
+        for row in rows:
+            if (channel := self._channels.get(row.session_id)) is not None:
+                channel.add_copies([row])
+
+    def refresh(self, session_ids: Iterable[str]) -> None:
+        """Note that these sessions may have new rows (doorbell). Never waits."""
+        news = self._channels.keys() & set(session_ids)
+        if news:
+            self._dirty |= news
+            self._wake.set()
+
+    async def refresh_all(self) -> None:
+        """Look at every channel: after a reconnection, and for the poll."""
+        self.refresh(list(self._channels))
+
+    def close(self) -> None:
+        """End every stream: the process is shutting down."""
+        self._closing = True
+        for channel in self._channels.values():
+            channel.wake()
+
+    async def run(self) -> None:
+        """Read for the channels until cancelled: on a ring, and every `POLL_SECONDS` in any case."""
+        while True:
+            with anyio.move_on_after(limits.POLL_SECONDS):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            dirty = self._dirty or set(self._channels)
+            self._dirty = set()
+            if not dirty:
+                continue
+            try:
+                with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
+                    await self._read(dirty)
+            except Exception as error:  # noqa: BLE001  # supervisor: whatever it was, the next poll tries again
+                logger.warning("reading for %d streams failed: %s: %s", len(dirty), type(error).__name__, error)
+                await anyio.sleep(limits.POLL_SECONDS)
+
+    async def _read(self, session_ids: set[str]) -> None:
+        channels = {sid: channel for sid in session_ids if (channel := self._channels.get(sid)) is not None}
+        if not channels:
+            return
+        async with self._db.transaction() as tx:
+            for head in await tx.execute(_HEADS, {"ids": list(channels)}):
+                channel = channels[head.id]
+                if head.last_inbox_seq > channel.inbox_tail:
+                    channel.add_copies(await read.inbox_after(tx, head.id, channel.inbox_tail))
+                while channel.tail < head.last_seq:
+                    rows = await read.public_after(tx, head.id, channel.tail, limit=READ_ROWS)
+                    if not rows:
+                        break
+                    channel.add(rows)
+                channel.behind = False
+                if head.deleted and not channel.deleted:
+                    channel.deleted = True
+                    channel.wake()
+
+    async def subscribe(self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int) -> AsyncGenerator[bytes, None]:
+        """Frames of `thread_id` past the two cursors, several at once where they wait; a ping after each silence.
+
+        Ends after deletion (with `session.deleted`), termination or shutdown. Holds no connection while it waits.
+        """
+        channel = self._channels.get(session_id)
+        if channel is None:
+            channel = self._channels[session_id] = Channel(session_id, seq, inbox_seq)
+        channel.subscribers += 1
+        try:
+            # Rows between the cursors and now may have been committed elsewhere without a ring heard here.
+            self.refresh([session_id])
+            async for chunk in self._deliver(channel, thread_id, seq, inbox_seq):
+                yield chunk
+        finally:
+            channel.subscribers -= 1
+            if channel.subscribers == 0:
+                self._channels.pop(session_id, None)
+
+    async def _deliver(self, channel: Channel, thread_id: str, cursor: int, inbox_cursor: int) -> AsyncGenerator[bytes, None]:
+        while True:
+            changed = channel.changed
+            chunks: list[bytes] = []
+            for copy_seq, copy_thread, copy_frame in list(channel.copies.values()):
+                if copy_seq > inbox_cursor:
+                    inbox_cursor = copy_seq
+                    if copy_thread == thread_id:
+                        chunks.append(copy_frame)
+            entries = await self._entries_after(channel, cursor)
+            ended = False
+            for entry in entries:
+                assert entry.seq == cursor + 1, "a stream never skips an event"
+                cursor = entry.seq
+                if entry.thread_id == thread_id:
+                    chunks.append(entry.frame)
+                    ended = ended or entry.ends
+            if chunks:
+                yield b"".join(chunks)
+            if channel.deleted:
+                yield _deleted_frame()
+                return
+            if ended or self._closing:
+                return
+            if cursor < channel.tail or chunks:
+                continue
+            with anyio.move_on_after(limits.STREAM_HEARTBEAT_SECONDS) as silence:
+                await changed.wait()
+            if silence.cancelled_caught:
+                yield PING
+
+    async def _entries_after(self, channel: Channel, cursor: int) -> list[_Entry]:
+        if cursor >= channel.tail:
+            return []
+        if channel.entries and channel.entries[0].seq <= cursor + 1:
+            first = cursor + 1 - channel.entries[0].seq
+            return [channel.entries[index] for index in range(first, len(channel.entries))]
+        # A slow reader, or one whose cursor is older than the channel: the table has everything.
+        with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
+            async with self._db.transaction() as tx:
+                rows = await read.public_after(tx, channel.session_id, cursor, limit=READ_ROWS)
+        return [_Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body)) for row in rows]
+
+
+def _deleted_frame() -> bytes:
+    # Stream only, never stored: the log it would be in is gone. spec: beta_managed_agents_session_deleted_event.py
+    event_id = ids.new_id(ids.EVENT)
+    return frame(
+        "session.deleted",
+        b'{"type":"session.deleted","id":"%b","processed_at":"%b"}' % (event_id.encode(), clock.micros(clock.now()).encode()),
+    )

@@ -1,0 +1,73 @@
+"""A session as its owner knows it: the folded turn, the transcript, the inbox. Extended from its cursor, dropped at rest."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from managed_agents.db.engine import Database, Tx
+from managed_agents.eventlog import read
+from managed_agents.eventlog.append import SessionGone
+from managed_agents.eventlog.events import QueuedEvent, StoredEvent
+from managed_agents.harness import lease
+from managed_agents.harness.transcript import Transcript
+from managed_agents.harness.turn import Turn
+
+READ_ROWS = 1000
+
+
+@dataclass(slots=True)
+class Context:
+    """What the log and the inbox say. Everything in it can be rebuilt from them."""
+
+    session_id: str
+    input_seq: int
+    due_in_seconds: float | None
+    turn: Turn = field(default_factory=Turn)
+    transcript: Transcript = field(default_factory=Transcript)
+    inbox: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
+
+    def extend(self, events: Iterable[StoredEvent]) -> None:
+        """Take events that follow the cursor, in order."""
+        for event in events:
+            assert event.seq == self.turn.seq + 1, "the log has no gaps"
+            self.turn.apply(event)
+            self.transcript.apply(event)
+
+    async def load(self, db: Database) -> None:
+        """Read what is in the log past the cursor, and the inbox."""
+        async with db.transaction() as tx:
+            await self._read_on(tx)
+            self.inbox = await read.inbox_after(tx, self.session_id)
+
+    async def follow(self, db: Database, stored: Sequence[StoredEvent]) -> None:
+        """Take events this owner has just appended, in any order; what others appended between is read from the table."""
+        events = sorted(stored, key=lambda event: event.seq)
+        taken = {event.id for event in events}
+        self.inbox = [event for event in self.inbox if event.id not in taken]
+        if events and events[0].seq == self.turn.seq + 1 and events[-1].seq == self.turn.seq + len(events):
+            self.extend(events)
+        elif events:
+            async with db.transaction() as tx:
+                await self._read_on(tx)
+
+    async def refresh(self, db: Database) -> None:
+        """Read the newest input: `input_seq` first, so that an older figure is the worst that can happen.
+
+        Raises:
+            SessionGone: the session was deleted.
+        """
+        async with db.transaction() as tx:
+            found = await lease.current_input(tx, self.session_id)
+            if found is None:
+                raise SessionGone
+            input_seq, self.due_in_seconds = found
+            if input_seq != self.input_seq:
+                # The API may also have appended (a running period, say): the cursor must not fall behind.
+                await self._read_on(tx)
+                self.inbox = await read.inbox_after(tx, self.session_id)
+                self.input_seq = input_seq
+
+    async def _read_on(self, tx: Tx) -> None:
+        while rows := await read.after(tx, self.session_id, self.turn.seq, limit=READ_ROWS):
+            self.extend(rows)
+            if len(rows) < READ_ROWS:
+                break

@@ -1,0 +1,237 @@
+"""The owner's grip on a session's sandbox: bind, provision beside the first model request, call, harvest.
+
+The binding is a row, written before anything is created: whoever comes after a crash knows what may exist. A sandbox that
+is gone makes the call at hand ambiguous, whether it had started or not, and the model is told so; the next call gets a fresh
+one. Nothing here decides anything about the turn.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, BlobTooLarge
+from managed_agents.core import faults, limits
+from managed_agents.core.ids import SessionId, WorkspaceId
+from managed_agents.db.engine import Database
+from managed_agents.harness.lease import Claim
+from managed_agents.harness.turn import ToolCall
+from managed_agents.resources.files import service as files
+from managed_agents.resources.sessions import bindings
+from managed_agents.resources.sessions.bindings import Binding, Upload
+from managed_agents.sandbox.backend import (
+    Call,
+    CallUnknown,
+    Outcome,
+    Sandbox,
+    SandboxBackend,
+    SandboxError,
+    SandboxGone,
+    SandboxSpec,
+    StaleEpoch,
+)
+
+logger = logging.getLogger(__name__)
+
+BOUND = faults.register("hands.bound", "sandbox bound in the database, not created")
+CREATED = faults.register("hands.created", "sandbox created, not recorded as live")
+OUTPUTS = "/mnt/session/outputs"
+CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
+PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
+HARVEST_SECONDS_MAX = 30.0
+PROVISION_SECONDS_MAX = 120.0
+CANCEL_SECONDS_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What every session's hands of a worker share."""
+
+    db: Database
+    backend: SandboxBackend
+    blobs: BlobStore
+    spec: Callable[[str, int, str], SandboxSpec]  # sandbox id, generation, session id → what to provision
+    host: str
+    provisions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PROVISIONS_AT_ONCE))
+
+    def of_session(self, claim: Claim) -> "SessionHands":
+        """The hands of one claimed session; nothing is created yet."""
+        return SessionHands(self, claim)
+
+
+class SessionHands:
+    """One session's sandbox, as its owner uses it."""
+
+    def __init__(self, hands: Hands, claim: Claim) -> None:
+        self._hands = hands
+        self._session_id = SessionId(claim.session_id)
+        self._workspace_id = WorkspaceId(claim.workspace_id)
+        self._epoch = claim.epoch
+        self._binding: Binding | None = None
+        self._sandbox: Sandbox | None = None
+        self._opening = anyio.Lock()
+        self._used = False
+        self._harvested: dict[str, str] | None = None
+        self._uploads: list[Upload] | None = None
+
+    async def uploads(self) -> list[Upload]:
+        """Files mounted into the session."""
+        if self._uploads is None:
+            async with self._hands.db.transaction() as tx:
+                self._uploads = await bindings.uploads(tx, self._session_id)
+        return self._uploads
+
+    async def prepare(self) -> None:
+        """Have the sandbox ready before the first call needs it. Run beside the model request; failing is left to the call.
+
+        Cancelling gives up the place in the queue; what has begun is finished.
+        """
+        try:
+            await self._open()
+        except SandboxError as error:
+            logger.warning("sandbox of %s is not ready yet: %s", self._session_id, error)
+
+    async def execute(self, call: ToolCall) -> Outcome:
+        """Run `call`, or collect what a former owner started: nothing runs twice while the sandbox lives.
+
+        Trouble with the sandbox is an error outcome, told to the model.
+
+        Raises:
+            StaleEpoch: another worker owns the session.
+        """
+        try:
+            sandbox = await self._open()
+            self._used = True
+            return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX))
+        except StaleEpoch:
+            raise
+        except SandboxGone as error:
+            logger.warning("sandbox of %s is gone: %s", self._session_id, error)
+            await self._forget()
+            return _error(CRASHED)
+        except SandboxError as error:
+            return _error(f"The sandbox could not run this call: {error}. Please retry.")
+
+    async def acknowledge(self, tool_use_id: str) -> None:
+        """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
+        if self._sandbox is not None:
+            try:
+                await self._sandbox.ack(tool_use_id)
+            except SandboxError as error:
+                logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
+
+    async def cancel(self, tool_use_ids: Sequence[str]) -> None:
+        """End running calls and forget them; returns when they have ended, or after a bound."""
+        if self._sandbox is None:
+            return
+        for tool_use_id in tool_use_ids:
+            with anyio.move_on_after(CANCEL_SECONDS_MAX):
+                try:
+                    await self._sandbox.cancel(tool_use_id, self._epoch)
+                    await self._sandbox.ack(tool_use_id)
+                except CallUnknown:
+                    continue
+                except SandboxError as error:
+                    logger.warning("call %s not cancelled: %s", tool_use_id, error)
+
+    async def aclose(self) -> None:
+        """Drop the connections to the sandbox; it goes on."""
+        if self._sandbox is not None:
+            await self._sandbox.aclose()
+
+    # Outputs
+
+    async def harvest(self) -> None:
+        """Make files of what is in the outputs directory, once per content. Best effort within a bound."""
+        if self._sandbox is None or not self._used:
+            return
+        with anyio.move_on_after(HARVEST_SECONDS_MAX):
+            try:
+                await self._harvest(self._sandbox)
+            except (SandboxError, BlobTooLarge, OSError) as error:
+                logger.warning("outputs of %s not collected: %s", self._session_id, error)
+
+    async def _harvest(self, sandbox: Sandbox) -> None:
+        if self._harvested is None:
+            async with self._hands.db.transaction() as tx:
+                self._harvested = await bindings.outputs(tx, self._session_id)
+        for entry in await sandbox.listing(OUTPUTS):
+            if self._harvested.get(entry.path) == entry.sha256:
+                continue
+            blob = await self._hands.blobs.put(sandbox.get(f"{OUTPUTS}/{entry.path}"), limits.FILE_BYTES_MAX)
+            async with self._hands.db.transaction() as tx:
+                await files.add_output(
+                    tx,
+                    self._workspace_id,
+                    self._session_id,
+                    output_path=entry.path,
+                    mime_type=None,
+                    blob=blob,
+                )
+            # The file may have changed since it was listed: what was stored is what counts.
+            self._harvested[entry.path] = blob.sha256
+
+    # Binding
+
+    async def _open(self) -> Sandbox:
+        async with self._opening:
+            if self._sandbox is None:
+                self._sandbox = await self._attach_or_provision()
+            return self._sandbox
+
+    async def _forget(self) -> None:
+        async with self._opening:
+            self._sandbox = None
+            if self._binding is not None:
+                async with self._hands.db.transaction() as tx:
+                    await bindings.set_state(tx, self._binding.sandbox_id, "destroyed")
+                self._binding = None
+
+    async def _attach_or_provision(self) -> Sandbox:
+        async with self._hands.db.transaction() as tx:
+            self._binding = await bindings.current(tx, self._session_id)
+            if self._binding is not None:
+                await bindings.touch(tx, self._binding.sandbox_id)
+        if self._binding is not None and self._binding.state == "live":
+            if self._binding.host != self._hands.host:
+                raise SandboxGone(f"it was on host {self._binding.host}")
+            try:
+                with anyio.fail_after(PROVISION_SECONDS_MAX):
+                    sandbox = await self._hands.backend.attach(self._binding.sandbox_id)
+            except TimeoutError as error:
+                raise SandboxError("attaching took too long") from error
+            return sandbox
+        # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
+        async with self._hands.provisions:
+            sandbox: Sandbox | None = None
+            with anyio.CancelScope(shield=True):
+                sandbox = await self._provision()
+            assert sandbox is not None
+            return sandbox
+
+    async def _provision(self) -> Sandbox:
+        uploads = await self.uploads()
+        async with self._hands.db.transaction() as tx:
+            binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host)
+        if binding is None:
+            raise StaleEpoch("the session belongs to another worker")
+        faults.reach(BOUND)
+        try:
+            with anyio.fail_after(PROVISION_SECONDS_MAX):
+                spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)
+                sandbox = await self._hands.backend.provision(spec)
+                for upload in uploads:
+                    source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
+                    await sandbox.put(upload.path, source, "root", 0o444)
+        except (OSError, BlobMissing, TimeoutError) as error:
+            raise SandboxError(f"it could not be started ({str(error) or type(error).__name__})") from error
+        faults.reach(CREATED)
+        async with self._hands.db.transaction() as tx:
+            await bindings.set_state(tx, binding.sandbox_id, "live")
+        self._binding = binding
+        return sandbox
+
+
+def _error(text: str) -> Outcome:
+    return Outcome([{"type": "text", "text": text}], is_error=True)

@@ -1,0 +1,88 @@
+"""A worker's sign of life: one row, one connection, one advisory lock.
+
+The connection is outside the pool on purpose. When it is lost for longer than the TTL, other workers have taken the sessions;
+this worker then ends all its turns and registers anew under another id.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from managed_agents.core import ids, limits
+from managed_agents.db.connection import TROUBLE, connect
+from managed_agents.harness.lease import LOCK_CLASS
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_SECONDS = 0.5
+
+
+async def live(database_url: str, *, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> None:
+    """Register, run `work(worker_id)` while heartbeating, and start over when the sign of life is lost.
+
+    Returns when `work` returns. Cancelling it unregisters the worker, so that its sessions are free at once.
+    """
+    while True:
+        try:
+            connection = await connect(database_url)
+        except TROUBLE as error:
+            logger.warning("no database for the heartbeat: %s", error or type(error).__name__)
+            await anyio.sleep(RECONNECT_SECONDS)
+            continue
+        try:
+            if await _live_once(connection, ttl_seconds=ttl_seconds, work=work):
+                return
+        finally:
+            connection.terminate()
+
+
+async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> bool:
+    worker_id = ids.new_id(ids.WORKER)
+    # The lock first, then the row: a row without its lock is a dead worker.
+    lock_key: int = await connection.fetchval("SELECT nextval(pg_get_serial_sequence('workers', 'lock_key'))")
+    await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, lock_key)
+    await connection.execute(
+        "INSERT INTO workers (id, lock_key, host, pid) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4)",
+        worker_id,
+        lock_key,
+        socket.gethostname(),
+        os.getpid(),
+    )
+    finished = False
+    async with anyio.create_task_group() as group:
+
+        async def worked() -> None:
+            nonlocal finished
+            await work(worker_id)
+            finished = True
+            group.cancel_scope.cancel()
+
+        group.start_soon(worked)
+        try:
+            await _beat_forever(connection, worker_id, ttl_seconds / 3)
+        except TROUBLE as error:
+            logger.error("sign of life lost, giving up all sessions: %s", error or type(error).__name__)
+            group.cancel_scope.cancel()
+    with anyio.move_on_after(limits.DATABASE_CONNECT_SECONDS, shield=True):
+        try:
+            await connection.execute("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner = $1", worker_id)
+            await connection.execute("DELETE FROM workers WHERE id = $1", worker_id)
+        except TROUBLE as error:
+            logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
+    return finished
+
+
+async def _beat_forever(connection: Any, worker_id: str, every_seconds: float) -> None:
+    while True:
+        await anyio.sleep(every_seconds)
+        row = await connection.fetchval(
+            "UPDATE workers SET heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING 1",
+            worker_id,
+            timeout=every_seconds,
+        )
+        if row is None:
+            raise TimeoutError("declared dead by another worker")

@@ -1,0 +1,103 @@
+"""Claims: which worker runs which session. All times are the database's.
+
+A claim sets `owner` and raises `epoch`; every later append and every request to the hands carries both, and a lower epoch than
+seen is refused. A worker proves that it lives in two ways: it heartbeats its own row, and it holds an advisory lock on that
+same connection. The server frees the lock the moment the connection dies, so kill -9 is noticed at the next look; the
+heartbeat's TTL covers a frozen or cut-off worker whose connection lingers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+
+from managed_agents.db.engine import Tx
+
+LOCK_CLASS = 0x6D61  # first key of the two-key advisory locks: ours, among whatever else uses the database
+
+_CLAIM = text("""
+    WITH free AS (
+        SELECT id FROM sessions
+        WHERE owner IS NULL AND deleted_at IS NULL
+          AND (input_seq > handled_seq OR due_at <= clock_timestamp())
+          AND (not_before IS NULL OR not_before <= clock_timestamp())
+          AND (CAST(:ids AS text[]) IS NULL OR id = ANY(CAST(:ids AS text[])))
+        ORDER BY coalesce(due_at, updated_at)
+        LIMIT :limit FOR UPDATE SKIP LOCKED)
+    UPDATE sessions s SET owner = :worker, epoch = epoch + 1 FROM free WHERE s.id = free.id
+    RETURNING s.id, s.workspace_id, s.epoch, s.input_seq, s.primary_thread_id, s.agent, s.crashes,
+        extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds
+""")
+_FREE_DEAD = text("""
+    WITH dead AS (
+        SELECT w.id FROM workers w
+        WHERE w.heartbeat_at < clock_timestamp() - make_interval(secs => :ttl)
+           OR NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = :lock_class
+                          AND l.objid = w.lock_key AND l.objsubid = 2 AND l.granted
+                          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
+    freed AS (
+        UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner IN (SELECT id FROM dead) RETURNING id),
+    buried AS (DELETE FROM workers WHERE id IN (SELECT id FROM dead))
+    SELECT id FROM freed
+""")
+_OWNED_INPUT = text("SELECT id, input_seq, epoch FROM sessions WHERE owner = :worker")
+_INPUT = text(
+    "SELECT input_seq, extract(epoch FROM due_at - clock_timestamp())::float8 AS due_in_seconds FROM sessions "
+    "WHERE id = :id AND deleted_at IS NULL"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A session this worker owns, as it was when claimed."""
+
+    session_id: str
+    workspace_id: str
+    epoch: int
+    input_seq: int
+    thread_id: str
+    agent: dict[str, Any]
+    crashes: int
+    due_in_seconds: float | None
+
+
+async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
+    """Claim up to `limit` sessions that have work and no owner, the longest waiting first.
+
+    `session_ids` narrows it to sessions a doorbell named.
+    """
+    rows = await tx.execute(
+        _CLAIM,
+        {"worker": worker_id, "limit": limit, "ids": None if session_ids is None else list(session_ids)},
+    )
+    return [
+        Claim(
+            row.id,
+            row.workspace_id,
+            row.epoch,
+            row.input_seq,
+            row.primary_thread_id,
+            row.agent,
+            row.crashes,
+            row.due_in_seconds,
+        )
+        for row in rows
+    ]
+
+
+async def free_dead(tx: Tx, *, ttl_seconds: float) -> list[str]:
+    """Take the sessions of dead workers from them and bury the workers. Returns the sessions that became free."""
+    rows = await tx.execute(_FREE_DEAD, {"ttl": ttl_seconds, "lock_class": LOCK_CLASS})
+    return [row.id for row in rows]
+
+
+async def owned_input(tx: Tx, worker_id: str) -> dict[str, tuple[int, int]]:
+    """`input_seq` and `epoch` of every session the worker owns: the poll behind the doorbell."""
+    return {row.id: (row.input_seq, row.epoch) for row in await tx.execute(_OWNED_INPUT, {"worker": worker_id})}
+
+
+async def current_input(tx: Tx, session_id: str) -> tuple[int, float | None] | None:
+    """`input_seq` and the seconds until a scheduled retry; None when the session was deleted."""
+    row = (await tx.execute(_INPUT, {"id": session_id})).one_or_none()
+    return None if row is None else (row.input_seq, row.due_in_seconds)

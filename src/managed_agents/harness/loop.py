@@ -1,0 +1,304 @@
+"""The turn loop: read the log, decide, act, append; until there is nothing to do.
+
+One runner owns one claimed session. Whatever ends it, what it has appended stands, and the next owner goes on from there.
+Appends are shielded: a cancelled append might still be written, and the result of a call must never be written twice.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+from sqlalchemy import text
+
+from managed_agents.core import faults, limits
+from managed_agents.db.engine import Database
+from managed_agents.eventlog import events as ev
+from managed_agents.eventlog.append import NewInput
+from managed_agents.eventlog.batch import Append, Appender, Rest
+from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
+from managed_agents.harness import decide as steps
+from managed_agents.harness.brain import Harness
+from managed_agents.harness.context import Context
+from managed_agents.harness.hands import Hands, SessionHands
+from managed_agents.harness.lease import Claim
+from managed_agents.harness.request import Failed, Finished, ModelRequester
+from managed_agents.harness.response import events_of
+from managed_agents.harness.tools import definitions
+from managed_agents.harness.turn import ToolCall
+from managed_agents.sandbox.backend import Outcome
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TURN_LOADED = faults.register("turn.loaded", "session claimed and read, nothing decided")
+REQUEST_LOGGED = faults.register("turn.request_logged", "span opened in the log, request not sent")
+RESPONSE_ARRIVED = faults.register("turn.response_arrived", "response complete, not in the log")
+RESPONSE_LOGGED = faults.register("turn.response_logged", "response in the log, no tool started")
+OUTCOME_ARRIVED = faults.register("turn.outcome_arrived", "tool finished, result not in the log")
+OUTCOME_LOGGED = faults.register("turn.outcome_logged", "result in the log, not acknowledged to the sandbox")
+BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
+
+CRASHES_MAX = 5
+INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
+_HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every runner of a worker shares."""
+
+    db: Database
+    appender: Appender
+    requester: ModelRequester
+    hands: Hands
+    harness: Harness
+    jitter: Callable[[], float]
+
+
+class SessionRunner:
+    """Runs one claimed session until it rests, or the lease is lost."""
+
+    def __init__(self, parts: Parts, claim: Claim, worker_id: str) -> None:
+        self.claim = claim
+        self._parts = parts
+        self._worker_id = worker_id
+        self._thread_id = claim.thread_id
+        self._agent = claim.agent
+        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds)
+        self._input_changed = anyio.Event()
+        self._hands: SessionHands = parts.hands.of_session(claim)
+        self._background: TaskGroup | None = None
+        self._prepared = False
+
+    def notify(self) -> None:
+        """New input arrived for this session."""
+        self._input_changed.set()
+
+    async def run(self) -> None:
+        """Run to rest.
+
+        Raises (perhaps in a group):
+            LeaseLost, SessionGone, AppendUncertain, SQLAlchemyError: stop; the log is what it is.
+        """
+        async with anyio.create_task_group() as group:
+            self._background = group
+            try:
+                await self._run()
+            finally:
+                group.cancel_scope.cancel()
+        await self._hands.aclose()
+
+    async def _run(self) -> None:
+        await self._context.load(self._parts.db)
+        faults.reach(TURN_LOADED)
+        if self.claim.crashes >= CRASHES_MAX:
+            await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
+            return
+        while not await self._step():
+            await self._context.refresh(self._parts.db)
+
+    async def record_crash(self) -> None:
+        """Give the session up after a failure of our own, so that the next try waits a little longer."""
+        await self._append([], rest=Rest(crashed=True))
+
+    async def _step(self) -> bool:
+        """Do one step; says whether the session is at rest."""
+        context = self._context
+        step = self._parts.harness.decide(context.turn, context.inbox, due_in_seconds=context.due_in_seconds)
+        match step:
+            case steps.CloseSpan(start_id):
+                await self._append([self._failed_span(start_id)])
+            case steps.Interrupt():
+                await self._interrupt(step)
+            case steps.RunTools(calls):
+                await self._run_tools(calls)
+            case steps.RequestModel():
+                return await self._request_model(step)
+            case steps.StopExhausted():
+                return await self._stop(step.error_type, step.message)
+            case steps.GoIdle():
+                await self._hands.harvest()
+                faults.reach(BEFORE_IDLE)
+                return await self._rest(self._idle(step.stop_reason, step.stop_details), Rest())
+            case steps.Park(seconds):
+                return await self._rest([], Rest(due_in_seconds=seconds))
+            case steps.Rest():
+                return await self._rest([], Rest())
+        return False
+
+    def _prepare_hands(self) -> None:
+        if not self._prepared and definitions.offered(self._agent["tools"]):
+            assert self._background is not None
+            self._prepared = True
+            self._background.start_soon(self._hands.prepare)
+
+    # Appending
+
+    async def _append(
+        self,
+        events: Sequence[NewEvent],
+        *,
+        taken: Sequence[QueuedEvent] = (),
+        rest: Rest | None = None,
+        expect_input_seq: int | None = None,
+    ) -> list[StoredEvent]:
+        append = Append(
+            self.claim.session_id,
+            events,
+            self._worker_id,
+            self.claim.epoch,
+            expect_input_seq=expect_input_seq,
+            taken=taken,
+            rest=rest,
+        )
+        with anyio.CancelScope(shield=True):
+            await self._parts.appender.append(append)
+        return append.stored
+
+    async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> None:
+        await self._context.follow(self._parts.db, await self._append(events, taken=taken))
+
+    async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
+        """Append the resting step on the input it was decided on; False when that has moved."""
+        try:
+            await self._append(events, taken=taken, rest=rest, expect_input_seq=self._context.input_seq)
+        except NewInput:
+            return False
+        return True
+
+    # The model
+
+    async def _request_model(self, step: steps.RequestModel) -> bool:
+        context = self._context
+        start = ev.span_start(self._thread_id)
+        opening = ev.running(self._thread_id, self._agent["name"]) if step.opens_period else []
+        await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
+        faults.reach(REQUEST_LOGGED)
+        self._prepare_hands()
+        uploads = [upload.path for upload in await self._hands.uploads()]
+        outcome = await self._until_interrupted(
+            lambda: self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
+        )
+        match outcome:
+            case Finished(response):
+                faults.reach(RESPONSE_ARRIVED)
+                await self._log(events_of(response, self._thread_id, start.id, self._agent["tools"]))
+                faults.reach(RESPONSE_LOGGED)
+            case Failed():
+                return await self._model_failed(start.id, outcome)
+            case None:
+                await self._log([self._failed_span(start.id)])
+        return False
+
+    async def _model_failed(self, start_id: str, failed: Failed) -> bool:
+        """Reschedule, or give the turn up. Ends at rest unless an interrupt came meanwhile."""
+        failures = self._context.turn.failures + 1
+        told = self._context.turn.failure_told
+        logger.warning(
+            "model request of %s failed (%d of %d): %s",
+            self.claim.session_id,
+            failures,
+            limits.MODEL_TRIES_MAX,
+            failed.message,
+        )
+        if not failed.retryable or failures >= limits.MODEL_TRIES_MAX:
+            return await self._stop(failed.error_type, failed.message)
+        # One `retrying` error per streak; the reschedule itself is visible each time.
+        error = [ev.session_error(self._thread_id, failed.error_type, failed.message, "retrying")]
+        wait = steps.backoff_seconds(failures, self._parts.jitter(), failed.retry_after_seconds)
+        closing = self._failed_span(start_id)
+        parked = [closing, *([] if told else error), *ev.rescheduled(self._thread_id, self._agent["name"])]
+        while not await self._rest(parked, Rest(due_in_seconds=wait)):
+            await self._context.refresh(self._parts.db)
+            if any(queued.type == "user.interrupt" for queued in self._context.inbox):
+                await self._log([closing])
+                return False
+        return True
+
+    async def _stop(self, error_type: str, message: str) -> bool:
+        """Give the turn up: close what is open, tell why, flush what waits, go idle."""
+        while True:
+            turn, inbox = self._context.turn, list(self._context.inbox)
+            events = [self._failed_span(turn.open_span)] if turn.open_span else []
+            events += [self._interrupted_result(call) for call in turn.pending.values()]
+            events.append(ev.session_error(self._thread_id, error_type, message, "exhausted"))
+            events += [queued.taken_up(for_model=False) for queued in inbox]
+            events += self._idle("retries_exhausted")
+            if await self._rest(events, Rest(), inbox):
+                return True
+            await self._context.refresh(self._parts.db)
+
+    # Tools
+
+    async def _run_tools(self, calls: Sequence[ToolCall]) -> None:
+        stored: list[StoredEvent] = []
+
+        async def run_all() -> bool:
+            async with anyio.create_task_group() as group:
+                for call in calls:
+                    group.start_soon(self._run_call, call, stored)
+            return True
+
+        finished = await self._until_interrupted(run_all)
+        await self._context.follow(self._parts.db, stored)
+        if finished is None:
+            await self._hands.cancel(list(self._context.turn.pending))
+
+    async def _run_call(self, call: ToolCall, stored: list[StoredEvent]) -> None:
+        if call.refused is not None:
+            outcome = Outcome([{"type": "text", "text": call.refused}], is_error=True)
+        else:
+            outcome = await self._hands.execute(call)
+            faults.reach(OUTCOME_ARRIVED)
+        result = ev.tool_result(self._thread_id, call.event_id, outcome.content, is_error=outcome.is_error)
+        stored += await self._append([result])
+        faults.reach(OUTCOME_LOGGED)
+        await self._hands.acknowledge(call.event_id)
+
+    # Interrupts
+
+    async def _until_interrupted(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Run `work`; None when an interrupt came first, and `work` is cancelled."""
+        result: T | None = None
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                await self._interrupt_arrived()
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            result = await work()
+            group.cancel_scope.cancel()
+        return result
+
+    async def _interrupt_arrived(self) -> None:
+        while True:
+            await self._input_changed.wait()
+            self._input_changed = anyio.Event()
+            async with self._parts.db.transaction() as tx:
+                if (await tx.execute(_HAS_INTERRUPT, {"session_id": self.claim.session_id})).scalar_one():
+                    return
+
+    async def _interrupt(self, step: steps.Interrupt) -> None:
+        # The tools' closing results come first, so that nothing stands between the interrupt and the idle it causes.
+        events = [self._interrupted_result(call) for call in step.calls]
+        events += [queued.taken_up() for queued in step.taken]
+        if step.ends_turn:
+            await self._hands.harvest()
+            events += self._idle("end_turn")
+        await self._log(events, step.taken)
+
+    # Events
+
+    def _interrupted_result(self, call: ToolCall) -> NewEvent:
+        content = [{"type": "text", "text": INTERRUPTED}]
+        return ev.tool_result(self._thread_id, call.event_id, content, is_error=True)
+
+    def _failed_span(self, start_id: str) -> NewEvent:
+        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True)
+
+    def _idle(self, stop_reason: str, stop_details: ev.Json | None = None) -> list[NewEvent]:
+        return ev.idle(self._thread_id, self._agent["name"], {"type": stop_reason}, stop_details)

@@ -1,0 +1,100 @@
+"""From one finished model response to the events of its single append. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from managed_agents.eventlog.events import NewEvent, SpanUsage, new_event, span_end
+from managed_agents.harness.tools import definitions
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete model response: lossless blocks, usage as the API sent it, the price of it where there is a list price."""
+
+    content: Sequence[Json]
+    usage: Mapping[str, Any]
+    model: str
+    stop_reason: str | None
+    stop_details: Mapping[str, Any] | None
+    cost: Decimal | None
+    # Tool calls whose input was not JSON: block index → the raw text.
+    broken_inputs: Mapping[int, str]
+
+
+def events_of(response: Response, thread_id: str, start_id: str, tools: Sequence[Mapping[str, Any]]) -> list[NewEvent]:
+    """Thinking, messages and tool uses in the order of the response, then the span's end with everything private.
+
+    Neighbouring text blocks are one message. A call that may not run carries its reason in its private part.
+    """
+    events: list[NewEvent] = []
+    text: list[Json] = []
+    tool_use_ids: dict[str, str] = {}
+
+    def flush() -> None:
+        if text:
+            events.append(new_event("agent.message", thread_id, {"content": list(text)}))
+            text.clear()
+
+    for index, block in enumerate(response.content):
+        kind = block["type"]
+        if kind == "text":
+            if block["text"].strip():
+                text.append({"type": "text", "text": block["text"]})
+            continue
+        flush()
+        if kind in ("thinking", "redacted_thinking"):
+            events.append(new_event("agent.thinking", thread_id))
+        elif kind == "tool_use":
+            event = _tool_use(block, thread_id, response.broken_inputs.get(index), tools)
+            tool_use_ids[event.id] = block["id"]
+            events.append(event)
+    flush()
+    private = {
+        "response": {
+            "content": list(response.content),
+            "usage": dict(response.usage),
+            "model": response.model,
+            "stop_reason": response.stop_reason,
+            "stop_details": None if response.stop_details is None else dict(response.stop_details),
+        },
+        # tool use event id → provider's id, for the results of the next request
+        "tool_use_ids": tool_use_ids,
+    }
+    usage = usage_of(response.usage, response.cost)
+    events.append(span_end(thread_id, start_id, usage, is_error=False, private=private))
+    return events
+
+
+def _tool_use(block: Json, thread_id: str, broken: str | None, tools: Sequence[Mapping[str, Any]]) -> NewEvent:
+    fields: Json = {"name": block["name"], "input": block["input"]}
+    refused = definitions.refusal(block["name"], tools)
+    if refused is not None:
+        # Refused before any policy applied: no `evaluation`. spec: beta_managed_agents_agent_tool_use_event.py
+        fields["evaluated_permission"] = "deny"
+    else:
+        fields |= {"evaluated_permission": "allow", "evaluation": {"type": "always_allow"}}
+        if broken is not None:
+            refused = f"The input of this call is not valid JSON: {broken[:500]}"
+    fields["session_thread_id"] = None
+    return new_event("agent.tool_use", thread_id, fields, private=None if refused is None else {"refused": refused})
+
+
+def usage_of(usage: Mapping[str, Any], cost: Decimal | None) -> SpanUsage:
+    """The Messages API's usage object as ours. Cache writes without a split count as 5 minute ones."""
+    creation: Mapping[str, Any] = usage.get("cache_creation") or {}
+    total = usage.get("cache_creation_input_tokens") or 0
+    one_hour = creation.get("ephemeral_1h_input_tokens") or 0
+    server_tools: Mapping[str, Any] = usage.get("server_tool_use") or {}
+    return SpanUsage(
+        input_tokens=usage.get("input_tokens") or 0,
+        output_tokens=usage.get("output_tokens") or 0,
+        cache_read_input_tokens=usage.get("cache_read_input_tokens") or 0,
+        cache_5m_input_tokens=total - one_hour,
+        cache_1h_input_tokens=one_hour,
+        web_searches=server_tools.get("web_search_requests") or 0,
+        cost=cost,
+    )

@@ -1,0 +1,1 @@
+"""One folder per API noun: routes, schemas, service, tables."""

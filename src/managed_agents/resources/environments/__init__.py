@@ -1,0 +1,1 @@
+"""Environments: the configuration sandboxes are made from."""

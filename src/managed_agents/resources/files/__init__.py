@@ -1,0 +1,1 @@
+"""Files: uploads, copies mounted into sessions, and what sessions produced."""

@@ -1,0 +1,37 @@
+"""What a process builds once and its routes use: the object behind `app.state.services`."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from managed_agents.blobstore.store import BlobStore
+from managed_agents.db.engine import Database
+from managed_agents.resources.sessions.events_service import SessionEvents
+from managed_agents.resources.sessions.service import Sessions
+from managed_agents.web.state import KeyLookup
+
+
+@dataclass(frozen=True)
+class Services:
+    """Composed by `processes/`; satisfies the edge's `EdgeServices`."""
+
+    db: Database
+    keys: KeyLookup
+    blobs: BlobStore
+    sessions: Sessions
+    events: SessionEvents
+    require_beta_header: bool = True
+
+
+def services(request: Request) -> Services:
+    """Return the services of the application that serves `request`."""
+    return cast(Services, request.app.state.services)
+
+
+async def _blobs(request: Request) -> BlobStore:
+    return services(request).blobs
+
+
+Blobs = Annotated[BlobStore, Depends(_blobs)]

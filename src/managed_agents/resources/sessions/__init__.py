@@ -1,0 +1,1 @@
+"""Sessions: create, read, update, archive, delete; their events, threads and resources."""

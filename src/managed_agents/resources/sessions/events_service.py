@@ -1,0 +1,137 @@
+"""Sending, listing and streaming a session's events; its threads."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+
+from managed_agents.core.errors import InvalidRequest, NotFound
+from managed_agents.core.ids import WorkspaceId
+from managed_agents.db.engine import Database, Tx
+from managed_agents.eventlog import append as log
+from managed_agents.eventlog import read
+from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.subscribe import Hub
+from managed_agents.eventlog.tables import SESSIONS, THREADS
+from managed_agents.resources.sessions import inputs
+from managed_agents.resources.sessions.present import thread_json
+from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents
+from managed_agents.resources.sessions.service import not_found
+from managed_agents.web import pagination
+
+Json = dict[str, Any]
+EVENTS_LISTING = "events"
+THREADS_LISTING = "threads"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvents:
+    """The log of the sessions of one process, as clients use it."""
+
+    db: Database
+    hints: Hints
+    hub: Hub
+
+    async def send(self, workspace_id: WorkspaceId, session_id: str, body: SendEvents) -> bytes:
+        """Accept events; returns the answer's JSON. Returns as soon as they are durable.
+
+        Raises:
+            NotFound, InvalidRequest: nothing was accepted.
+        """
+        async with self.db.transaction() as tx:
+            head = await log.lock(tx, session_id, workspace_id=workspace_id)
+            if head is None or head.deleted:
+                raise not_found(session_id)
+            accepted = inputs.accept(head, body.events)
+            await log.write(tx, [head])
+        accepted.announce(self.hints, session_id)
+        return b'{"data":[%b]}' % b",".join(accepted.echo)
+
+    async def page(self, workspace_id: WorkspaceId, session_id: str, query: ListEvents) -> bytes:
+        """One page of the history as JSON. Raises NotFound, InvalidRequest."""
+        cursor = read.HistoryCursor(query.order)
+        if query.page is not None:
+            order, seq, inbox_seq = pagination.decode_cursor(EVENTS_LISTING, query.page, (str, int, int))
+            if order != query.order:
+                raise InvalidRequest("page token order does not match request")
+            cursor = read.HistoryCursor(query.order, None if seq < 0 else seq, None if inbox_seq < 0 else inbox_seq)
+        async with self.db.transaction() as tx:
+            head = await _session(tx, workspace_id, session_id)
+            wanted = read.HistoryFilter(
+                head.primary_thread_id,
+                query.types or (),
+                query.created_at_gt,
+                query.created_at_gte,
+                query.created_at_lt,
+                query.created_at_lte,
+            )
+            items, more = await read.history(tx, session_id, cursor, wanted, limit=query.limit)
+        next_page = b"null"
+        if more:
+            next_page = b'"%b"' % _next(query.order, cursor, items).encode()
+        return b'{"data":[%b],"next_page":%b}' % (b",".join(item.body for item in items), next_page)
+
+    async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncGenerator[bytes, None]:
+        """Open a stream of what is appended from now on. Raises NotFound before anything is sent."""
+        async with self.db.transaction() as tx:
+            head = await _session(tx, workspace_id, session_id)
+        return self.hub.subscribe(session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq)
+
+    async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
+        """One page of threads, oldest first. Raises NotFound."""
+        async with self.db.transaction() as tx:
+            await _session(tx, workspace_id, session_id)
+            statement = select(THREADS, func.clock_timestamp().label("at")).where(THREADS.c.session_id == session_id)
+            if query.statuses:
+                statement = statement.where(THREADS.c.status.in_(query.statuses))
+            if query.page is not None:
+                (last_id,) = pagination.decode_cursor(THREADS_LISTING, query.page, (str,))
+                statement = statement.where(THREADS.c.id > last_id)
+            rows = (await tx.execute(statement.order_by(THREADS.c.id).limit(query.limit + 1))).all()
+        page = rows[: query.limit]
+        more = len(rows) > query.limit
+        return {
+            "data": [thread_json(row, row.at) for row in page],
+            "next_page": pagination.encode_cursor(THREADS_LISTING, [page[-1].id]) if more else None,
+        }
+
+    async def thread(self, workspace_id: WorkspaceId, session_id: str, thread_id: str) -> Json:
+        """One thread. Raises NotFound."""
+        async with self.db.transaction() as tx:
+            await _session(tx, workspace_id, session_id)
+            row = (
+                await tx.execute(
+                    select(THREADS, func.clock_timestamp().label("at")).where(
+                        THREADS.c.session_id == session_id, THREADS.c.id == thread_id
+                    )
+                )
+            ).one_or_none()
+        if row is None:
+            raise NotFound(f"Thread {thread_id[:100]} not found", error_code="thread_not_found")
+        return thread_json(row, row.at)
+
+
+async def _session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
+    row = (
+        await tx.execute(
+            select(SESSIONS.c.primary_thread_id, SESSIONS.c.last_seq, SESSIONS.c.last_inbox_seq).where(
+                SESSIONS.c.id == session_id,
+                SESSIONS.c.workspace_id == workspace_id,
+                SESSIONS.c.deleted_at.is_(None),
+            )
+        )
+    ).one_or_none()
+    if row is None:
+        raise not_found(session_id)
+    return row
+
+
+def _next(order: str, cursor: read.HistoryCursor, items: list[read.HistoryItem]) -> str:
+    """The cursor behind the last item: both positions, -1 for the part not reached yet."""
+    seq = -1 if cursor.seq is None else cursor.seq
+    inbox_seq = -1 if cursor.inbox_seq is None else cursor.inbox_seq
+    for item in items:
+        seq = seq if item.seq is None else item.seq
+        inbox_seq = inbox_seq if item.inbox_seq is None else item.inbox_seq
+    return pagination.encode_cursor(EVENTS_LISTING, [order, seq, inbox_seq])

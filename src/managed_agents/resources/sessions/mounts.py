@@ -1,0 +1,84 @@
+"""Resources of a session: which file goes where."""
+
+import posixpath
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, select
+
+from managed_agents.core import ids
+from managed_agents.core.errors import InvalidRequest
+from managed_agents.core.ids import SessionId, WorkspaceId
+from managed_agents.db.engine import Tx
+from managed_agents.resources.files import service as files
+from managed_agents.resources.sessions.schemas import FileResource
+from managed_agents.resources.sessions.tables import RESOURCES
+
+UPLOADS = "/mnt/session/uploads"
+PATH_CHARS_MAX = 1024
+
+
+def upload_path(mount_path: str | None, file_id: str, where: str) -> str:
+    """Where a file lies inside the sandbox: the caller's path rooted under the uploads directory.
+
+    Raises InvalidRequest naming `where`: a path that climbs out, or none at all.
+    """
+    if mount_path is None:
+        return f"{UPLOADS}/{file_id}"
+    inner = mount_path.removeprefix(UPLOADS) if mount_path.startswith(UPLOADS + "/") else mount_path
+    if len(mount_path) > PATH_CHARS_MAX:
+        raise InvalidRequest(f"{where}.mount_path: at most {PATH_CHARS_MAX} characters are allowed")
+    if ".." in inner.split("/"):
+        raise InvalidRequest(f"{where}.mount_path: {mount_path!r} escapes /uploads/")
+    path = posixpath.normpath(f"{UPLOADS}/{inner.strip('/')}")
+    if path == UPLOADS or any(ord(char) < 32 for char in path):
+        raise InvalidRequest(f"{where}.mount_path: Input should be the path of a file")
+    return path
+
+
+def _check_overlap(path: str, taken: Sequence[str], where: str) -> None:
+    for other in taken:
+        if path == other or path.startswith(other + "/") or other.startswith(path + "/"):
+            raise InvalidRequest(f"{where}.mount_path: overlaps another resource")
+
+
+async def mount_files(
+    tx: Tx, workspace_id: WorkspaceId, session_id: SessionId, wanted: Sequence[FileResource], at: datetime
+) -> None:
+    """Give the session a copy of each file, under a new id of its own.
+
+    Raises InvalidRequest or NotFound naming the resource.
+    """
+    taken: list[str] = []
+    for index, resource in enumerate(wanted):
+        where = f"resources.{index}"
+        path = upload_path(resource.mount_path, resource.file_id, where)
+        _check_overlap(path, taken, where)
+        taken.append(path)
+        copy = await files.mint_session_copy(tx, workspace_id, session_id, resource.file_id, path=f"{where}.file_id")
+        # The caller's own string is echoed; the default shows the full path.
+        shown = path if resource.mount_path is None else resource.mount_path
+        await tx.execute(
+            insert(RESOURCES).values(
+                id=ids.new_id(ids.SESSION_RESOURCE),
+                session_id=session_id,
+                type="file",
+                sandbox_path=path,
+                file_id=copy.id,
+                body={"file_id": copy.id, "mount_path": shown},
+                created_at=at,
+                updated_at=at,
+            )
+        )
+
+
+async def resources_of(tx: Tx, session_ids: Sequence[str]) -> dict[str, list[Any]]:
+    """Resources of several sessions, oldest first."""
+    if not session_ids:
+        return {}
+    found: dict[str, list[Any]] = {}
+    statement = select(RESOURCES).where(RESOURCES.c.session_id.in_(session_ids)).order_by(RESOURCES.c.id)
+    for row in await tx.execute(statement):
+        found.setdefault(row.session_id, []).append(row)
+    return found

@@ -1,0 +1,230 @@
+"""Bodies and queries of the session endpoints.
+
+Closed models: an unknown field is a 400 that names it, and so is a kind that this server does not serve yet.
+"""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
+
+from managed_agents.core import limits
+from managed_agents.eventlog.events import PERSISTED_TYPES
+from managed_agents.resources.agents.schemas import AgentRef
+from managed_agents.resources.sessions import served
+from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
+
+IMAGE_BYTES_MAX = 5 * 1024 * 1024
+PDF_BYTES_MAX = 20 * 1024 * 1024
+URL_CHARS_MAX = 2048
+TITLE_CHARS_MAX = 500  # assumed: the hosted limit is undocumented
+
+_MAGIC = {
+    "image/png": (b"\x89PNG\r\n\x1a\n",),
+    "image/jpeg": (b"\xff\xd8\xff",),
+    "image/gif": (b"GIF87a", b"GIF89a"),
+    "image/webp": (b"RIFF",),
+}
+
+
+def _not_blank(value: str) -> str:
+    # The model API refuses blank text blocks; accepted here, one would make every later request of the session fail.
+    if not value.strip():
+        raise PydanticCustomError("blank_text", "text content blocks must contain non-whitespace text")
+    return value
+
+
+def _url(value: str) -> str:
+    if not value.startswith(("https://", "http://")):
+        raise PydanticCustomError("url", "Input should be an http or https URL")
+    return value
+
+
+NonBlank = Annotated[str, AfterValidator(_not_blank)]
+Url = Annotated[str, StringConstraints(max_length=URL_CHARS_MAX), AfterValidator(_url)]
+
+
+def decoded(data: str, bytes_max: int) -> bytes:
+    """Decode base64 strictly. Raises a validation error for anything else, or for more than `bytes_max` bytes."""
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PydanticCustomError("base64", "Input should be valid base64") from error
+    if not raw:
+        raise PydanticCustomError("base64_empty", "Input should not be empty")
+    if len(raw) > bytes_max:
+        raise PydanticCustomError("too_big", "exceeds {size} MB maximum", {"size": bytes_max // (1024 * 1024)})
+    return raw
+
+
+class TextBlock(RequestModel):
+    type: Literal["text"]
+    text: NonBlank
+
+
+class Base64ImageSource(RequestModel):
+    type: Literal["base64"]
+    media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
+    data: str
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _image(cls, value: str, info: Any) -> str:
+        raw = decoded(value, IMAGE_BYTES_MAX)
+        media_type = info.data.get("media_type")
+        if media_type is not None and not raw.startswith(_MAGIC[media_type]):
+            raise PydanticCustomError("image", "the data is not an image of the given media_type")
+        return value
+
+
+class UrlSource(RequestModel):
+    type: Literal["url"]
+    url: Url
+
+
+class ImageBlock(RequestModel):
+    type: Literal["image"]
+    source: Annotated[Annotated[Base64ImageSource | UrlSource, Field(discriminator="type")], BeforeValidator(served.source)]
+
+
+class Base64DocumentSource(RequestModel):
+    type: Literal["base64"]
+    media_type: Literal["application/pdf"]
+    data: str
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _pdf(cls, value: str) -> str:
+        if not decoded(value, PDF_BYTES_MAX).startswith(b"%PDF"):
+            raise PydanticCustomError("pdf", "the data is not a PDF")
+        return value
+
+
+class TextDocumentSource(RequestModel):
+    type: Literal["text"]
+    media_type: Literal["text/plain"]
+    data: NonBlank
+
+
+class DocumentBlock(RequestModel):
+    type: Literal["document"]
+    source: Annotated[
+        Annotated[Base64DocumentSource | TextDocumentSource | UrlSource, Field(discriminator="type")],
+        BeforeValidator(served.source),
+    ]
+    title: str | None = None
+    context: str | None = None
+
+
+ContentBlock = Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]
+
+
+class UserMessage(RequestModel):
+    type: Literal["user.message"]
+    content: list[ContentBlock] = Field(min_length=1)
+
+
+class UserInterrupt(RequestModel):
+    type: Literal["user.interrupt"]
+    session_thread_id: str | None = None
+
+
+ClientEvent = Annotated[Annotated[UserMessage | UserInterrupt, Field(discriminator="type")], BeforeValidator(served.event)]
+InitialEvent = Annotated[UserMessage, BeforeValidator(served.event)]
+
+
+class SendEvents(RequestModel):
+    """`POST /v1/sessions/{id}/events`."""
+
+    events: list[ClientEvent] = Field(min_length=1, max_length=limits.EVENTS_PER_SEND_MAX)
+
+
+class FileResource(RequestModel):
+    type: Literal["file"]
+    file_id: str
+    mount_path: str | None = None
+
+
+Resource = Annotated[FileResource, BeforeValidator(served.resource)]
+
+Title = Annotated[str, StringConstraints(max_length=TITLE_CHARS_MAX)]
+RESOURCES_MAX = 500  # spec: file resources per session
+
+
+class CreateSession(RequestModel):
+    """`POST /v1/sessions`."""
+
+    agent: AgentRef
+    environment_id: str
+    title: Title | None = None
+    metadata: dict[str, str] | None = None
+    resources: list[Resource] = Field(default_factory=list[Resource], max_length=RESOURCES_MAX)
+    vault_ids: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
+    budget: Annotated[None, BeforeValidator(served.nothing)] = None
+    initial_events: list[InitialEvent] = Field(default_factory=list[InitialEvent], max_length=limits.EVENTS_PER_SEND_MAX)
+
+
+class UpdateSession(RequestModel):
+    """`POST /v1/sessions/{id}`: fields that were not sent keep their value."""
+
+    title: Title | None = None
+    metadata: dict[str, str | None] | None = None
+    # spec: session_update_params.py, any value of vault_ids is rejected
+    vault_ids: Annotated[None, BeforeValidator(served.never)] = None
+    budget: Annotated[None, BeforeValidator(served.never)] = None
+    agent: Annotated[None, BeforeValidator(served.never)] = None
+
+
+Status = Literal["rescheduling", "running", "idle", "terminated"]
+Order = Literal["asc", "desc"]
+
+
+class ListSessions(QueryModel):
+    """`GET /v1/sessions`."""
+
+    limit: Annotated[int, Field(ge=1, le=limits.PAGE_LIMIT_MAX)] = limits.PAGE_LIMIT_DEFAULT
+    page: str | None = None
+    order: Order = "desc"
+    agent_id: str | None = None
+    agent_version: Annotated[int, Field(ge=1)] | None = None
+    statuses: list[Status] | None = None
+    include_archived: Flag = False
+    created_at_gt: Instant | None = Field(None, alias="created_at[gt]")
+    created_at_gte: Instant | None = Field(None, alias="created_at[gte]")
+    created_at_lt: Instant | None = Field(None, alias="created_at[lt]")
+    created_at_lte: Instant | None = Field(None, alias="created_at[lte]")
+
+
+def _event_type(value: str) -> str:
+    if value not in PERSISTED_TYPES:
+        raise PydanticCustomError("event_type", "unknown event type")
+    return value
+
+
+class ListEvents(QueryModel):
+    """`GET /v1/sessions/{id}/events`."""
+
+    limit: Annotated[int, Field(ge=1, le=limits.EVENTS_PAGE_LIMIT_MAX)] = limits.EVENTS_PAGE_LIMIT_MAX
+    page: str | None = None
+    order: Order = "asc"
+    types: list[Annotated[str, AfterValidator(_event_type)]] | None = None
+    created_at_gt: Instant | None = Field(None, alias="created_at[gt]")
+    created_at_gte: Instant | None = Field(None, alias="created_at[gte]")
+    created_at_lt: Instant | None = Field(None, alias="created_at[lt]")
+    created_at_lte: Instant | None = Field(None, alias="created_at[lte]")
+
+
+class StreamEvents(QueryModel):
+    """`GET /v1/sessions/{id}/events/stream`."""
+
+    event_deltas: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
+
+
+class ListThreads(QueryModel):
+    """`GET /v1/sessions/{id}/threads`."""
+
+    limit: Annotated[int, Field(ge=1, le=limits.EVENTS_PAGE_LIMIT_MAX)] = limits.EVENTS_PAGE_LIMIT_MAX
+    page: str | None = None
+    statuses: list[Status] | None = None

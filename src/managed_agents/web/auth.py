@@ -1,0 +1,111 @@
+"""Identity and request headers, checked in the order of the hosted API, before any body is read.
+
+1. unknown route: 404, even without a key (the router has decided that before we are asked)
+2. missing or bad key: 401
+3. missing beta value: 404, as if the route did not exist; unexpected values where the hosted API minds
+   them: 400
+4. missing `anthropic-version`: 400
+5. `anthropic-workspace-id` that is not the key's: 403; a scope the key lacks: 403
+
+Every route names its actor through one of the aliases at the end; one without an actor is public on purpose.
+"""
+
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from managed_agents.core.errors import AuthenticationFailed, InvalidRequest, NotFound, PermissionDenied
+from managed_agents.web.actor import Actor, Scope
+from managed_agents.web.state import edge_services
+
+MANAGED_AGENTS = "managed-agents-2026-04-01"
+ENVIRONMENTS_OLD = "environments-2025-11-01"
+FILES_OLD = "files-api-2025-04-14"
+SKILLS_OLD = "skills-2025-10-02"
+# spec: the values an SDK or an older client sends together with these endpoints.
+EXPECTED = frozenset({MANAGED_AGENTS, ENVIRONMENTS_OLD, FILES_OLD, SKILLS_OLD, "agent-memory-2026-07-22"})
+KEY_CHARS_MAX = 512
+
+
+class Beta(Enum):
+    """How strictly a family of endpoints reads `anthropic-beta` (observed hosted behaviour)."""
+
+    REQUIRED = "the managed-agents value; anything beside it is ignored"
+    REQUIRED_ONLY = "the managed-agents value; unexpected ones are refused"
+    OPTIONAL = "generally available; unexpected ones are refused"
+
+
+def betas(request: Request) -> frozenset[str]:
+    """Return the values of all `anthropic-beta` headers."""
+    values = ",".join(request.headers.getlist("anthropic-beta")).split(",")
+    return frozenset(value.strip() for value in values if value.strip())
+
+
+def has_managed_agents_beta(request: Request) -> bool:
+    """Say whether the managed-agents value was sent, or this server does not insist on it."""
+    return not edge_services(request).require_beta_header or MANAGED_AGENTS in betas(request)
+
+
+def _check_betas(request: Request, rule: Beta) -> None:
+    if rule is not Beta.OPTIONAL and not has_managed_agents_beta(request):
+        raise NotFound  # as if the route did not exist
+    if rule is Beta.REQUIRED:
+        return
+    sent = betas(request)
+    unexpected = sent - EXPECTED
+    if {MANAGED_AGENTS, ENVIRONMENTS_OLD} <= sent:
+        unexpected |= {ENVIRONMENTS_OLD}
+    if unexpected:
+        names = ", ".join(f"`{value[:100]}`" for value in sorted(unexpected)[:5])
+        raise InvalidRequest(f"anthropic-beta: Unexpected value(s) {names} for the `anthropic-beta` header")
+
+
+def _secret(request: Request) -> str | None:
+    """Return the key as sent: the SDK uses a bearer token, older clients and curl samples `x-api-key`."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("x-api-key") or None
+
+
+async def _identify(request: Request) -> Actor:
+    secret = _secret(request)
+    if secret is None or len(secret) > KEY_CHARS_MAX:
+        raise AuthenticationFailed
+    actor = await edge_services(request).keys.lookup(secret)
+    if actor is None:
+        raise AuthenticationFailed
+    request.state.actor = actor  # the edge puts organisation and workspace on the answer
+    return actor
+
+
+def authenticated(needed: Scope, rule: Beta) -> Callable[[Request], Awaitable[Actor]]:
+    """Return a dependency that settles who is asking and whether they may."""
+
+    async def dependency(request: Request) -> Actor:
+        actor = await _identify(request)
+        _check_betas(request, rule)
+        if not request.headers.get("anthropic-version"):
+            raise InvalidRequest("anthropic-version: header is required")
+        workspace = request.headers.get("anthropic-workspace-id")
+        if workspace is not None and workspace != actor.workspace_id:
+            raise PermissionDenied("anthropic-workspace-id: does not match the workspace of this API key")
+        if actor.scope < needed:
+            raise PermissionDenied(f"This API key lacks the scope `{needed.name.lower()}`", error_code="api_key_scope_missing")
+        return actor
+
+    return dependency
+
+
+# Agents, sessions and what belongs to them.
+Viewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.REQUIRED))]
+Developer = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.REQUIRED))]
+# Environments.
+StrictViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.REQUIRED_ONLY))]
+StrictDeveloper = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.REQUIRED_ONLY))]
+# Files.
+PlainViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.OPTIONAL))]
+PlainDeveloper = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.OPTIONAL))]
