@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    script: Path | None = Field(
+        None, description="Script of the scripted model, where `up` starts it because no model is configured."
+    )
     blob_store: str | None = Field(None, description="Blob store URL; `DATA_DIR/blobs` when unset.")
     master_key_file: Path | None = Field(None, description="Master key; `DATA_DIR/master.key` when unset.")
     api_key: SecretStr | None = Field(None, description="The first API key; generated when absent.")
@@ -64,7 +67,7 @@ class Settings(BaseSettings):
     require_beta_header: bool = Field(True, description="404 without the beta header, as the hosted API.")
     faults: str = Field("", description="Armed fault points (tests only).")
 
-    @field_validator("data_dir", "run_dir", "extra_ca", "master_key_file", mode="after")
+    @field_validator("data_dir", "run_dir", "extra_ca", "script", "master_key_file", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None

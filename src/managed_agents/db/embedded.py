@@ -110,9 +110,9 @@ class EmbeddedPostgres:
         """Tell whether the server's watchdog lives, which it does exactly as long as the server. Costs one `flock`."""
         return _watched(self.directory)
 
-    def revive(self) -> None:
+    def revive(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start the server again under the lease we hold, after it crashed. Harmless when it runs."""
-        start_blocking(self.directory.parent, durable=self._durable).release()
+        start_blocking(self.directory.parent, durable=self._durable, cancelled=cancelled).release()
 
     def release(self) -> None:
         """Give the lease back; the watchdog stops the server if it was the last. Safe to repeat."""

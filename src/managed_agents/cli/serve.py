@@ -1,0 +1,124 @@
+"""Commands that run processes: `up`, `api`, `worker`, `migrate`, `scripted-model`."""
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from managed_agents.cli.flags import CONTEXT_SETTINGS, read_settings, setting_flags, variable
+from managed_agents.core.settings import Settings
+from managed_agents.processes import parent
+
+_DATABASE = ("database_url", "db_pool")
+_PLACES = ("data_dir", "run_dir", "blob_store", "master_key_file")
+_API = ("host", "port", "require_beta_header")
+_WORKER = (
+    "metrics_port",
+    "worker_turns",
+    "lease_ttl_seconds",
+    "model_base_url",
+    "model_api_key",
+    "sandbox",
+    "sandbox_image",
+    "sandbox_runtime",
+    "sandbox_uid_base",
+    "sandbox_memory_bytes",
+    "sandbox_disk_bytes",
+    "sandbox_cpus",
+    "sandbox_pids",
+    "sandbox_idle_seconds",
+    "local_sandbox_unsafe",
+    "extra_ca",
+)
+
+
+@click.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog="\b\nExamples:\n  managed-agents up\n  ANTHROPIC_API_KEY=sk-… managed-agents up --port 9000\n"
+    "  managed-agents up --database-url postgresql://user@db.internal/agents",
+)
+@setting_flags([*_API, *_PLACES, *_DATABASE, "api_key", "script", *_WORKER, "log_level"])
+def up(**flags: Any) -> None:
+    """Everything on this machine, under one supervisor.
+
+    Starts embedded Postgres when no database URL is given, brings the database up to date, starts the scripted model when no
+    model is configured, then an API and a worker process. Prints base URL and key when ready.
+    """
+    from managed_agents.processes.up import replace_this_process
+
+    settings = read_settings(flags)
+    os.environ[variable("data_dir")] = str(settings.data_dir)
+    os.environ[variable("host")] = settings.host
+    os.environ[variable("port")] = str(settings.port)
+    replace_this_process()
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@setting_flags([*_API, *_PLACES, *_DATABASE, "log_level"])
+def api(**flags: Any) -> None:
+    """One API process; any number of them share a database."""
+    from managed_agents.processes import api as process
+
+    _run("api", process.run, _with_database(flags))
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@setting_flags([*_WORKER, *_PLACES, *_DATABASE, "log_level"])
+def worker(**flags: Any) -> None:
+    """One worker process: runs agents and their sandboxes; any number of them share a database."""
+    from managed_agents.processes import worker as process
+
+    _run("worker", process.run, _with_database(flags))
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@setting_flags(["database_url", "data_dir", "master_key_file", "api_key", "log_level"])
+def migrate(**flags: Any) -> None:
+    """Bring the database to this version; make the master key, and the first API key when one is given.
+
+    Repeating is safe, and so is running it from several machines at once.
+    """
+    from managed_agents.processes import prepare as process
+
+    _run("migrate", process.run, _with_database(flags))
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8585, show_default=True, help="Port to listen on.")
+@click.option(
+    "--script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Python or YAML file that says what the model answers; a small built-in one when absent.",
+)
+def scripted_model(host: str, port: int, script: Path | None) -> None:
+    """A Messages API that follows a script: agents can be tested offline, with nothing paid.
+
+    docs/testing-your-agents.md explains scripts.
+    """
+    from managed_agents.scripted_model import server
+
+    parent.watch()
+    server.run(host=host, port=port, script=script)
+
+
+def _with_database(flags: dict[str, Any]) -> Settings:
+    settings = read_settings(flags)
+    if settings.database_url is None:
+        raise click.UsageError(
+            "which database? Set MANAGED_AGENTS_DATABASE_URL or --database-url. (`managed-agents up` brings its own.)"
+        )
+    return settings
+
+
+def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
+    import anyio
+
+    from managed_agents.core import faults, logs
+
+    parent.watch()
+    logs.configure(role, settings.log_level)
+    faults.arm_from(settings.faults)
+    anyio.run(main, settings, backend_options={"use_uvloop": True})

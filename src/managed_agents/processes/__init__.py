@@ -1,0 +1,1 @@
+"""Composition roots: each process builds its parts once and hands them down as constructor arguments."""

@@ -1,0 +1,91 @@
+"""How a process ends: SIGTERM or SIGINT asks it to, a second one or the end of its grace makes it."""
+
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+
+import anyio
+import uvicorn
+from anyio import CancelScope
+from anyio.abc import TaskStatus
+from starlette.types import ASGIApp
+
+logger = logging.getLogger(__name__)
+
+HTTP_DRAIN_SECONDS = 5
+STOP_SECONDS_MAX = 12.0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: signals belong to the process, not to one of its servers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncIterator[None]:
+    """Serve `app` while the block runs; then stop accepting, let requests finish for a while, and close.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=HTTP_DRAIN_SECONDS,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=config.backlog)
+    server = _Server(config)
+
+    async def serve(*, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await server.serve(sockets=[listener])
+
+    async with anyio.create_task_group() as group:
+        await group.start(serve)
+        try:
+            yield
+        finally:
+            server.should_exit = True
+
+
+async def until_signalled(work: Callable[[], Awaitable[None]], stopping: Callable[[], None]) -> None:
+    """Run `work` until it ends or a signal arrives; then call `stopping` and cancel `work`.
+
+    A second signal ends the process on the spot, and so does a `work` that takes longer than its grace to end.
+    """
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as group:
+            scope = CancelScope()
+
+            async def watch() -> None:
+                async for number in signals:
+                    logger.info("stopping", extra={"signal": signal.Signals(number).name})
+                    stopping()
+                    scope.cancel()
+                    break
+                with anyio.move_on_after(STOP_SECONDS_MAX):
+                    async for _ in signals:
+                        break
+                logger.error("did not stop in time")
+                signal.raise_signal(signal.SIGKILL)
+
+            group.start_soon(watch)
+            with scope:
+                await work()
+            group.cancel_scope.cancel()

@@ -1,0 +1,23 @@
+"""Before anything serves: the schema at this version, the master key, and the first API key where one is given."""
+
+from managed_agents.core.settings import Settings
+from managed_agents.db import migrate
+from managed_agents.db.engine import Database
+from managed_agents.encryption.keyring import LocalKeyProvider
+from managed_agents.processes.purposes import API_KEYS
+from managed_agents.resources.keys import service as keys
+
+
+async def run(settings: Settings) -> None:
+    """Repeating is safe, also from several processes at once."""
+    assert settings.database_url is not None, "the command line checked it"
+    database_url = settings.database_url.get_secret_value()
+    await migrate.upgrade(database_url)
+    provider = LocalKeyProvider(settings.effective_master_key_file)
+    if settings.api_key is None:
+        return
+    db = Database(database_url, pool=1, application_name="managed-agents migrate")
+    try:
+        await keys.bootstrap(db, provider.derive(API_KEYS), settings.api_key)
+    finally:
+        await db.dispose()
