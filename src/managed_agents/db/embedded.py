@@ -207,6 +207,9 @@ def answers(socket_directory: Path) -> bool:
     return True
 
 
+_watchdogs: "list[subprocess.Popen[bytes]]" = []
+
+
 def _ensure_running(
     directory: Path, sockets: Path, durable: bool, deadline: float, cancelled: Callable[[], bool]
 ) -> None:
@@ -229,6 +232,9 @@ def _ensure_running(
                 break  # it went down between the two looks
             time.sleep(POLL_SECONDS)
         else:
+            if watchdog is not None:
+                # Ours to reap should it end before us; it outlives us otherwise.
+                _watchdogs.append(watchdog)
             return
         tail = _log_tail(directory)
         # Backends of a killed postmaster notice its death within moments; their shared memory protects the data.

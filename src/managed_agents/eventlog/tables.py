@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     DateTime,
@@ -57,7 +58,8 @@ class SessionRow(TotalsMixin, Base):
     environment_id: Mapped[str] = mapped_column(Text)
     agent_id: Mapped[str] = mapped_column(Text)
     agent_version: Mapped[int] = mapped_column(Integer)
-    agent: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    # json, not jsonb: the order of an input schema's properties is part of what the model reads.
+    agent: Mapped[dict[str, Any]] = mapped_column(JSON)
     environment_config: Mapped[dict[str, Any]] = mapped_column(JSONB)
     primary_thread_id: Mapped[str] = mapped_column(Text)
     title: Mapped[str | None] = mapped_column(Text)
@@ -115,7 +117,7 @@ class ThreadRow(TotalsMixin, Base):
     session_id: Mapped[str] = mapped_column(Text, ForeignKey("sessions.id"))
     workspace_id: Mapped[str] = mapped_column(Text)
     parent_thread_id: Mapped[str | None] = mapped_column(Text)
-    agent: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    agent: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(INSTANT)
     updated_at: Mapped[datetime] = mapped_column(INSTANT)
     archived_at: Mapped[datetime | None] = mapped_column(INSTANT)

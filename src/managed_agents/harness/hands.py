@@ -7,13 +7,12 @@ one. Nothing here decides anything about the turn.
 
 import logging
 import mimetypes
-import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
-from managed_agents.blobstore.store import BlobStore
+from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, BlobTooLarge
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database
@@ -24,10 +23,11 @@ from managed_agents.resources.sessions import bindings
 from managed_agents.resources.sessions.bindings import Binding, Upload
 from managed_agents.sandbox.backend import (
     Call,
+    CallUnknown,
     Outcome,
     Sandbox,
     SandboxBackend,
-    SandboxBusy,
+    SandboxError,
     SandboxGone,
     SandboxSpec,
     StaleEpoch,
@@ -43,10 +43,6 @@ PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more
 HARVEST_SECONDS_MAX = 30.0
 PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
-
-
-class NotProvisioned(Exception):
-    """The sandbox could not be created; the message is for the model and the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +84,13 @@ class SessionHands:
         return self._uploads
 
     async def prepare(self) -> None:
-        """Have the sandbox ready before the first call needs it. Run beside the model request; failing is left to the call."""
+        """Have the sandbox ready before the first call needs it. Run beside the model request; failing is left to the call.
+
+        Cancelling gives up the place in the queue; what has begun is finished.
+        """
         try:
             await self._open()
-        except (SandboxGone, NotProvisioned) as error:
+        except SandboxError as error:
             logger.warning("sandbox of %s is not ready yet: %s", self._session_id, error)
 
     async def execute(self, call: ToolCall) -> Outcome:
@@ -105,30 +104,28 @@ class SessionHands:
         try:
             sandbox = await self._open()
             self._used = True
-            deadline = limits.TOOL_CALL_SECONDS_MAX
-            return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, deadline))
+            return await sandbox.execute(
+                Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
+            )
+        except StaleEpoch:
+            raise
         except SandboxGone as error:
             logger.warning("sandbox of %s is gone: %s", self._session_id, error)
             await self._forget()
-            return Outcome([{"type": "text", "text": CRASHED}], is_error=True)
-        except SandboxBusy as error:
-            return Outcome([{"type": "text", "text": f"The sandbox is busy: {error}. Please retry."}], is_error=True)
-        except NotProvisioned as error:
-            return Outcome(
-                [{"type": "text", "text": f"The sandbox could not be started: {error}. Please retry."}],
-                is_error=True,
-            )
+            return _error(CRASHED)
+        except SandboxError as error:
+            return _error(f"The sandbox could not run this call: {error}. Please retry.")
 
     async def acknowledge(self, tool_use_id: str) -> None:
         """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
         if self._sandbox is not None:
             try:
                 await self._sandbox.ack(tool_use_id)
-            except (SandboxGone, SandboxBusy, StaleEpoch) as error:
+            except SandboxError as error:
                 logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
 
     async def cancel(self, tool_use_ids: Sequence[str]) -> None:
-        """End running calls; returns when they have ended, or after a bound."""
+        """End running calls and forget them; returns when they have ended, or after a bound."""
         if self._sandbox is None:
             return
         for tool_use_id in tool_use_ids:
@@ -136,8 +133,15 @@ class SessionHands:
                 try:
                     await self._sandbox.cancel(tool_use_id, self._epoch)
                     await self._sandbox.ack(tool_use_id)
-                except (SandboxGone, SandboxBusy) as error:
+                except CallUnknown:
+                    continue
+                except SandboxError as error:
                     logger.warning("call %s not cancelled: %s", tool_use_id, error)
+
+    async def aclose(self) -> None:
+        """Drop the connections to the sandbox; it goes on."""
+        if self._sandbox is not None:
+            await self._sandbox.aclose()
 
     # Outputs
 
@@ -148,7 +152,7 @@ class SessionHands:
         with anyio.move_on_after(HARVEST_SECONDS_MAX):
             try:
                 await self._harvest(self._sandbox)
-            except (SandboxGone, SandboxBusy, StaleEpoch) as error:
+            except (SandboxError, BlobTooLarge, OSError) as error:
                 logger.warning("outputs of %s not collected: %s", self._session_id, error)
 
     async def _harvest(self, sandbox: Sandbox) -> None:
@@ -158,18 +162,18 @@ class SessionHands:
         for entry in await sandbox.listing(OUTPUTS):
             if self._harvested.get(entry.path) == entry.sha256:
                 continue
-            blob = await self._hands.blobs.put(await sandbox.get(entry.path), size_max=limits.FILE_BYTES_MAX)
+            blob = await self._hands.blobs.put(sandbox.get(f"{OUTPUTS}/{entry.path}"), limits.FILE_BYTES_MAX)
             async with self._hands.db.transaction() as tx:
                 await files.add_output(
                     tx,
                     self._workspace_id,
                     self._session_id,
                     path=entry.path,
-                    filename=posixpath.basename(entry.path),
                     mime_type=mimetypes.guess_type(entry.path)[0] or "application/octet-stream",
                     blob=blob,
                 )
-            self._harvested[entry.path] = entry.sha256
+            # The file may have changed since it was listed: what was stored is what counts.
+            self._harvested[entry.path] = blob.sha256
 
     # Binding
 
@@ -195,30 +199,38 @@ class SessionHands:
         if self._binding is not None and self._binding.state == "live":
             if self._binding.host != self._hands.host:
                 raise SandboxGone(f"it was on host {self._binding.host}")
-            with anyio.fail_after(PROVISION_SECONDS_MAX):
-                return await self._hands.backend.attach(self._binding.sandbox_id)
+            try:
+                with anyio.fail_after(PROVISION_SECONDS_MAX):
+                    return await self._hands.backend.attach(self._binding.sandbox_id)
+            except TimeoutError as error:
+                raise SandboxError("attaching took too long") from error
         # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
-        return await self._provision()
+        async with self._hands.provisions:
+            with anyio.CancelScope(shield=True):
+                return await self._provision()
 
     async def _provision(self) -> Sandbox:
+        uploads = await self.uploads()
         async with self._hands.db.transaction() as tx:
             binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host)
         if binding is None:
-            raise NotProvisioned("the session belongs to another worker")
+            raise StaleEpoch("the session belongs to another worker")
         faults.reach(BOUND)
-        uploads = await self.uploads()
         try:
-            async with self._hands.provisions:
-                with anyio.fail_after(PROVISION_SECONDS_MAX):
-                    spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)
-                    sandbox = await self._hands.backend.provision(spec)
-                    for upload in uploads:
-                        source = await self._hands.blobs.open(upload.sha256)
-                        await sandbox.put(upload.path, source, owner="root", mode=0o444)
-        except (SandboxGone, SandboxBusy, OSError, TimeoutError) as error:
-            raise NotProvisioned(str(error) or type(error).__name__) from error
+            with anyio.fail_after(PROVISION_SECONDS_MAX):
+                spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)
+                sandbox = await self._hands.backend.provision(spec)
+                for upload in uploads:
+                    source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
+                    await sandbox.put(upload.path, source, "root", 0o444)
+        except (OSError, BlobMissing, TimeoutError) as error:
+            raise SandboxError(f"it could not be started ({str(error) or type(error).__name__})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
             await bindings.set_state(tx, binding.sandbox_id, "live")
         self._binding = binding
         return sandbox
+
+
+def _error(text: str) -> Outcome:
+    return Outcome([{"type": "text", "text": text}], is_error=True)

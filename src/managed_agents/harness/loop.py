@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
+from anyio.abc import TaskGroup
 from sqlalchemy import text
 
 from managed_agents.core import faults, limits
@@ -25,6 +26,7 @@ from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.request import Failed, Finished, ModelRequester
 from managed_agents.harness.response import events_of
+from managed_agents.harness.tools import definitions
 from managed_agents.harness.turn import ToolCall
 from managed_agents.sandbox.backend import Outcome
 
@@ -68,6 +70,8 @@ class SessionRunner:
         self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds)
         self._input_changed = anyio.Event()
         self._hands: SessionHands = parts.hands.of_session(claim)
+        self._background: TaskGroup | None = None
+        self._prepared = False
 
     def notify(self) -> None:
         """New input arrived for this session."""
@@ -76,15 +80,23 @@ class SessionRunner:
     async def run(self) -> None:
         """Run to rest.
 
-        Raises:
-            LeaseLost, SessionGone, AppendUncertain, DBAPIError: stop; the log is what it is.
+        Raises (perhaps in a group):
+            LeaseLost, SessionGone, AppendUncertain, SQLAlchemyError: stop; the log is what it is.
         """
+        async with anyio.create_task_group() as group:
+            self._background = group
+            try:
+                await self._run()
+            finally:
+                group.cancel_scope.cancel()
+        await self._hands.aclose()
+
+    async def _run(self) -> None:
         await self._context.load(self._parts.db)
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop(
-                "unknown_error",
-                "The server failed repeatedly while running this turn. Send a message to retry.",
+                "unknown_error", "The server failed repeatedly while running this turn. Send a message to retry."
             )
             return
         while not await self._step():
@@ -118,6 +130,12 @@ class SessionRunner:
             case steps.Rest():
                 return await self._rest([], Rest())
         return False
+
+    def _prepare_hands(self) -> None:
+        if not self._prepared and definitions.offered(self._agent["tools"]):
+            assert self._background is not None
+            self._prepared = True
+            self._background.start_soon(self._hands.prepare)
 
     # Appending
 
@@ -161,11 +179,10 @@ class SessionRunner:
         opening = ev.running(self._thread_id, self._agent["name"]) if step.opens_period else []
         await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
         faults.reach(REQUEST_LOGGED)
-        self._hands.prepare()
+        self._prepare_hands()
+        uploads = [upload.path for upload in await self._hands.uploads()]
         outcome = await self._until_interrupted(
-            lambda: self._parts.requester.request(
-                self._parts.harness, self._agent, context.transcript, self._hands.uploads
-            )
+            lambda: self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
         )
         match outcome:
             case Finished(response):

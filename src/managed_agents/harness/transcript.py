@@ -59,7 +59,7 @@ class Transcript:
         self.messages.append({"role": "assistant", "content": blocks})
         order = [block["id"] for block in blocks if block["type"] == "tool_use"]
         self._calls = {
-            event_id: (order.index(provider_id), provider_id) for provider_id, event_id in tool_use_ids.items()
+            event_id: (order.index(provider_id), provider_id) for event_id, provider_id in tool_use_ids.items()
         }
 
     def _close_user(self) -> None:

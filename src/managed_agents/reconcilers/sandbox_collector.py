@@ -6,4 +6,44 @@ and of lower generations, and whatever of ours the backend knows and no row does
 
 import logging
 
+from managed_agents.db.engine import Database
+from managed_agents.resources.sessions import bindings
+from managed_agents.sandbox.backend import SandboxBackend, SandboxError
+
 logger = logging.getLogger(__name__)
+
+
+class SandboxCollector:
+    """Looks at the sandboxes of one host."""
+
+    def __init__(self, db: Database, backend: SandboxBackend, *, host: str, idle_seconds: float) -> None:
+        self._db = db
+        self._backend = backend
+        self._host = host
+        self._idle_seconds = idle_seconds
+
+    async def look(self) -> None:
+        """Look once. Safe to repeat, and in several processes of the host at once."""
+        await self._stop_unused()
+        async with self._db.transaction() as tx:
+            for binding in await bindings.doomed(tx, host=self._host):
+                await bindings.set_state(tx, binding.sandbox_id, "destroyed")
+        for sandbox_id, generation in await self._backend.collect_orphans(self._known):
+            logger.info("destroyed sandbox %s generation %d: nothing needs it", sandbox_id, generation)
+
+    async def _known(self) -> set[tuple[str, int]]:
+        async with self._db.transaction() as tx:
+            return await bindings.known(tx, host=self._host)
+
+    async def _stop_unused(self) -> None:
+        running = {labelled.id for labelled in await self._backend.list() if labelled.running}
+        async with self._db.transaction() as tx:
+            unused = await bindings.unused(tx, host=self._host, idle_seconds=self._idle_seconds)
+        for binding in unused:
+            if binding.sandbox_id not in running:
+                continue
+            try:
+                sandbox = await self._backend.attach(binding.sandbox_id)
+                await sandbox.stop()
+            except SandboxError as error:
+                logger.warning("sandbox %s not stopped: %s", binding.sandbox_id, error)

@@ -18,7 +18,7 @@ _REST = (
     text("DELETE FROM inbox WHERE session_id = :id"),
     text("DELETE FROM session_resources WHERE session_id = :id"),
     text("DELETE FROM session_threads WHERE session_id = :id"),
-    text("DELETE FROM files WHERE scope_session_id = :id"),
+    text("DELETE FROM files WHERE session_id = :id"),
 )
 # Only when its sandboxes are destroyed too: their rows are how the collector finds them.
 _GONE = text(

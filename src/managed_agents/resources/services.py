@@ -8,6 +8,8 @@ from starlette.requests import Request
 
 from managed_agents.blobstore.store import BlobStore
 from managed_agents.db.engine import Database
+from managed_agents.resources.sessions.events_service import SessionEvents
+from managed_agents.resources.sessions.service import Sessions
 from managed_agents.web.state import KeyLookup
 
 
@@ -18,6 +20,8 @@ class Services:
     db: Database
     keys: KeyLookup
     blobs: BlobStore
+    sessions: Sessions
+    events: SessionEvents
     require_beta_header: bool = True
 
 

@@ -9,7 +9,7 @@ import math
 from typing import Any, TypeVar, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from managed_agents.core import limits
@@ -19,12 +19,6 @@ from managed_agents.web.errors import PATH_PART_CHARS_MAX, from_validation
 DEPTH_MAX = 100
 VALUES_MAX = 250_000  # walking them is bounded work on the event loop
 INT_MAX = 2**63 - 1
-
-
-class RequestModel(BaseModel):
-    """Base of all request bodies: no unknown fields, no coercion, no change after parsing."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVarTuple, cast
 
 import orjson
 from pydantic import Field
@@ -17,6 +17,8 @@ from sqlalchemy import ColumnElement, Select, tuple_
 
 from managed_agents.core import limits
 from managed_agents.core.errors import InvalidRequest
+
+Row = TypeVarTuple("Row")
 
 PREFIX = "page_"
 CURSOR_CHARS_MAX = 1000
@@ -71,14 +73,14 @@ def from_micros(micros: int) -> datetime:
 
 
 def newest_first(
-    statement: Select[Any],
+    statement: Select[*Row],
     created_at: ColumnElement[datetime],
     id_: ColumnElement[str],
     *,
     listing: str,
     page: str | None,
     limit: int,
-) -> Select[Any]:
+) -> Select[*Row]:
     """Order by age, start after the cursor, and fetch one row more than `limit`, which tells whether
     there is more.
     """

@@ -29,5 +29,7 @@ class FileRow(Base):
     sha256: Mapped[str] = mapped_column(Text)
     downloadable: Mapped[bool] = mapped_column(Boolean)
     session_id: Mapped[str | None] = mapped_column(Text)
+    # Outputs: the path in the sandbox they were collected from.
+    source_path: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

@@ -115,7 +115,7 @@ async def list_keys(db: Database, *, workspace_id: str | None = None) -> list[Ap
     if workspace_id is not None:
         statement = statement.where(ApiKeyRow.workspace_id == workspace_id)
     async with db.transaction() as tx:
-        return [_key(*row) for row in (await tx.execute(statement)).tuples()]
+        return [_key(*row) for row in (await tx.execute(statement))]
 
 
 async def revoke(db: Database, key_id: str) -> ApiKey:
@@ -126,7 +126,7 @@ async def revoke(db: Database, key_id: str) -> ApiKey:
             .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
             .values(revoked_at=func.now())
         )
-        row = (await tx.execute(_SELECT.where(ApiKeyRow.id == key_id))).tuples().one_or_none()
+        row = (await tx.execute(_SELECT.where(ApiKeyRow.id == key_id))).one_or_none()
     if row is None:
         raise NotFound("API key not found.")
     return _key(*row)
@@ -199,7 +199,7 @@ async def _insert(
             hint=secret.get_secret_value()[-HINT_CHARS:],
         )
     )
-    row = (await tx.execute(_SELECT.where(ApiKeyRow.id == key_id))).tuples().one()
+    row = (await tx.execute(_SELECT.where(ApiKeyRow.id == key_id))).one()
     return _key(*row)
 
 
@@ -213,7 +213,7 @@ async def _find(db: Database, digest: bytes) -> Actor | None:
             .join(WorkspaceRow, WorkspaceRow.id == ApiKeyRow.workspace_id)
             .where(ApiKeyRow.secret_hmac == digest, ApiKeyRow.revoked_at.is_(None))
         )
-        row = (await tx.execute(statement)).tuples().one_or_none()
+        row = (await tx.execute(statement)).one_or_none()
         if row is None:
             return None
         key_id, workspace_id, scope, organization_id = row

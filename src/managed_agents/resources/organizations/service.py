@@ -65,12 +65,12 @@ async def list_workspaces(db: Database) -> list[Workspace]:
     """Return all workspaces, oldest first."""
     async with db.transaction() as tx:
         rows = await tx.execute(_SELECT.order_by(WorkspaceRow.created_at, WorkspaceRow.id))
-        return [_workspace(*row) for row in rows.tuples()]
+        return [_workspace(*row) for row in rows]
 
 
 async def retrieve_workspace(tx: Tx, workspace_id: str) -> Workspace:
     """Return one workspace. Raises `NotFound`."""
-    row = (await tx.execute(_SELECT.where(WorkspaceRow.id == workspace_id))).tuples().one_or_none()
+    row = (await tx.execute(_SELECT.where(WorkspaceRow.id == workspace_id))).one_or_none()
     if row is None:
         raise NotFound("Workspace not found.")
     return _workspace(*row)
@@ -81,7 +81,7 @@ _SELECT = select(WorkspaceRow.id, WorkspaceRow.organization_id, WorkspaceRow.nam
 
 async def _oldest(tx: Tx) -> Workspace | None:
     rows = await tx.execute(_SELECT.order_by(WorkspaceRow.created_at, WorkspaceRow.id).limit(1))
-    row = rows.tuples().one_or_none()
+    row = rows.one_or_none()
     return None if row is None else _workspace(*row)
 
 

@@ -1,0 +1,48 @@
+"""The api process: the HTTP edge, and the fan-out to its own streams."""
+
+import anyio
+
+from managed_agents.api.app import create_app
+from managed_agents.blobstore.local import LocalBlobStore
+from managed_agents.core.settings import Settings
+from managed_agents.db.engine import Database
+from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.encryption.keyring import LocalKeyProvider
+from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.subscribe import Hub
+from managed_agents.processes.lifetime import serving, until_signalled
+from managed_agents.processes.purposes import API_KEYS
+from managed_agents.resources.keys.service import KeyDirectory
+from managed_agents.resources.services import Services
+from managed_agents.resources.sessions.events_service import SessionEvents
+from managed_agents.resources.sessions.service import Sessions
+
+
+async def run(settings: Settings) -> None:
+    """Serve until a signal arrives. Streams are ended first, then requests finish."""
+    assert settings.database_url is not None, "the command line checked it"
+    database_url = settings.database_url.get_secret_value()
+    db = Database(database_url, pool=settings.db_pool, application_name="managed-agents api")
+    hub, doorbell = Hub(db), Doorbell(database_url)
+    hints = Hints(hub, doorbell)
+    services = Services(
+        db=db,
+        keys=KeyDirectory(db, LocalKeyProvider(settings.effective_master_key_file).derive(API_KEYS)),
+        blobs=LocalBlobStore.from_url(settings.effective_blob_store),
+        sessions=Sessions(db, hints),
+        events=SessionEvents(db, hints, hub),
+        require_beta_header=settings.require_beta_header,
+    )
+
+    async def work() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(hub.run)
+            group.start_soon(doorbell.run)
+            group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all)
+            async with serving(create_app(services), host=settings.host, port=settings.port):
+                await anyio.sleep_forever()
+
+    try:
+        await until_signalled(work, hub.close)
+    finally:
+        await db.dispose()

@@ -1,0 +1,206 @@
+"""Requests of the agents endpoints, and references to agents in other requests.
+
+Shapes of what is not served yet are open here and refused by `served`, so that the refusal can name what it
+refuses.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag
+
+from managed_agents.core import limits
+from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
+
+NAME_CHARS_MAX = 256
+DESCRIPTION_CHARS_MAX = 2048
+SYSTEM_CHARS_MAX = 100_000
+MODEL_ID_CHARS_MAX = 256
+ROLE_ARN_CHARS_MAX = 2048
+TOOLS_MAX = 256  # spec: over all toolsets, so no list of toolsets is longer
+VERSION_MAX = 2**63 - 1
+
+EffortLevel = Literal["low", "medium", "high", "xhigh", "max"]
+SandboxToolName = Literal["bash", "read", "write", "edit", "glob", "grep"]
+WebToolName = Literal["web_fetch", "web_search"]
+PolicyType = Literal["always_allow", "always_ask", "auto"]
+
+Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX)]
+Description = Annotated[str, Field(max_length=DESCRIPTION_CHARS_MAX)]
+System = Annotated[str, Field(max_length=SYSTEM_CHARS_MAX)]
+ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_ID_CHARS_MAX)]
+Version = Annotated[int, Field(ge=1, le=VERSION_MAX)]
+
+
+def _text_or_object(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "object" if isinstance(value, (dict, RequestModel)) else None
+
+
+TextOrObject = Discriminator(
+    _text_or_object,
+    custom_error_type="text_or_object",
+    custom_error_message="Input should be a string or an object",
+)
+
+
+class Effort(RequestModel):
+    type: EffortLevel
+
+
+class ModelConfig(RequestModel):
+    """spec: BetaManagedAgentsModelConfigParams."""
+
+    id: ModelId
+    effort: (
+        Annotated[Annotated[EffortLevel, Tag("text")] | Annotated[Effort, Tag("object")], TextOrObject] | None
+    ) = None
+    inference_geo: Literal["us", "global"] | None = None
+    speed: Literal["standard", "fast"] | None = None
+
+
+ModelParam = Annotated[Annotated[ModelId, Tag("text")] | Annotated[ModelConfig, Tag("object")], TextOrObject]
+
+
+class PermissionPolicy(RequestModel):
+    type: PolicyType
+
+
+class DefaultConfig(RequestModel):
+    enabled: bool | None = None
+    permission_policy: PermissionPolicy | None = None
+
+
+class SandboxToolConfig(RequestModel):
+    """Override for one tool that runs in the sandbox."""
+
+    name: SandboxToolName
+    type: SandboxToolName | None = None
+    enabled: bool | None = None
+    permission_policy: PermissionPolicy | None = None
+
+
+class WebToolConfig(RequestModel):
+    """Override for a web tool. Its settings are not served yet."""
+
+    name: WebToolName
+    type: WebToolName | None = None
+    enabled: bool | None = None
+    permission_policy: PermissionPolicy | None = None
+    allowed_domains: Any = None
+    blocked_domains: Any = None
+    max_content_tokens: Any = None
+    user_location: Any = None
+    url_sources: Any = None
+
+
+ToolConfig = Annotated[SandboxToolConfig | WebToolConfig, Field(discriminator="name")]
+
+
+class AgentToolset(RequestModel):
+    """spec: BetaManagedAgentsAgentToolset20260401Params."""
+
+    type: Literal["agent_toolset_20260401"]
+    configs: list[ToolConfig] = []
+    default_config: DefaultConfig | None = None
+
+
+class UnservedTool(RequestModel):
+    """A kind of tool that exists in the API and not here yet."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["mcp_toolset", "custom"]
+
+
+Tool = Annotated[AgentToolset | UnservedTool, Field(discriminator="type")]
+Tools = Annotated[list[Tool], Field(max_length=TOOLS_MAX)]
+
+
+class ServiceAccount(RequestModel):
+    type: Literal["service_account"]
+
+
+class AwsRole(RequestModel):
+    type: Literal["aws_role"]
+    role_arn: Annotated[str, Field(min_length=1, max_length=ROLE_ARN_CHARS_MAX)]
+
+
+ExecutionIdentity = Annotated[ServiceAccount | AwsRole, Field(discriminator="type")]
+
+
+class CreateAgent(RequestModel):
+    """spec: AgentCreateParams."""
+
+    name: Name
+    model: ModelParam
+    description: Description | None = None
+    execution_identity: ExecutionIdentity | None = None
+    mcp_servers: list[Any] = []
+    metadata: dict[str, str] = {}
+    multiagent: dict[str, Any] | None = None
+    skills: list[Any] = []
+    system: System | None = None
+    tools: Tools = []
+
+
+class UpdateAgent(RequestModel):
+    """spec: AgentUpdateParams. Which fields were sent is told by `model_fields_set`; null clears."""
+
+    name: Name = ""
+    model: ModelParam = ""
+    description: Description | None = None
+    execution_identity: ExecutionIdentity | None = None
+    mcp_servers: list[Any] | None = None
+    metadata: dict[str, str | None] | None = None
+    multiagent: dict[str, Any] | None = None
+    skills: list[Any] | None = None
+    system: System | None = None
+    tools: Tools | None = None
+    version: Version = 1
+
+
+class AgentReference(RequestModel):
+    """spec: BetaManagedAgentsAgentParams."""
+
+    type: Literal["agent"]
+    id: str
+    version: Version | None = None
+
+
+class AgentWithOverrides(RequestModel):
+    """spec: BetaManagedAgentsAgentWithOverridesParams. Null or an empty list clears for one session."""
+
+    type: Literal["agent_with_overrides"]
+    id: str
+    version: Version | None = None
+    model: ModelParam | None = None
+    system: System | None = None
+    tools: Tools | None = None
+    mcp_servers: list[Any] | None = None
+    skills: list[Any] | None = None
+
+
+AgentRef = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[Annotated[AgentReference | AgentWithOverrides, Field(discriminator="type")], Tag("object")],
+    TextOrObject,
+]
+"""How a session names its agent: an id, a pinned version, or an agent with replacements."""
+
+
+class RetrieveAgentQuery(QueryModel):
+    version: Version | None = None
+
+
+class ListAgentsQuery(QueryModel):
+    limit: Annotated[int, Field(ge=1, le=limits.PAGE_LIMIT_MAX)] = limits.PAGE_LIMIT_DEFAULT
+    page: str | None = None
+    include_archived: Flag = False
+    created_at_gte: Annotated[Instant | None, Field(alias="created_at[gte]")] = None
+    created_at_lte: Annotated[Instant | None, Field(alias="created_at[lte]")] = None
+
+
+class ListVersionsQuery(QueryModel):
+    limit: Annotated[int, Field(ge=1, le=limits.PAGE_LIMIT_MAX)] = limits.PAGE_LIMIT_DEFAULT
+    page: str | None = None

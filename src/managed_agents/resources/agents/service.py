@@ -1,0 +1,324 @@
+"""Agents: every effective change is a new version, past versions never change.
+
+Invariant: `agents.version` names an existing row of `agent_versions`. Race: two updates at once. Both lock
+the agent's row first and read the current version in a second statement: one statement with a join would,
+after waiting for the lock, look for the new version in its old snapshot and find nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, insert, select, update
+
+from managed_agents.core import clock, ids
+from managed_agents.core.errors import Conflict, InvalidRequest, NotFound
+from managed_agents.db.engine import Database, Tx
+from managed_agents.resources.agents.config import (
+    AgentConfig,
+    AgentSnapshot,
+    resolve_identity,
+    resolve_model,
+    resolve_tools,
+    snapshot,
+)
+from managed_agents.resources.agents.schemas import (
+    AgentReference,
+    AgentWithOverrides,
+    CreateAgent,
+    ListAgentsQuery,
+    ListVersionsQuery,
+    UpdateAgent,
+)
+from managed_agents.resources.agents.served import refuse_unserved
+from managed_agents.resources.agents.tables import AgentRow, AgentVersionRow
+from managed_agents.web import metadata, pagination
+
+STALE = "Concurrent modification detected. Please fetch the latest version and retry."
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One version of an agent."""
+
+    id: str
+    version: int
+    config: AgentConfig
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None
+
+    def body(self) -> dict[str, Any]:
+        """Return the object as shown to clients."""
+        return {
+            "id": self.id,
+            "type": "agent",
+            **self.config,
+            "version": self.version,
+            "created_at": clock.millis(self.created_at),
+            "updated_at": clock.millis(self.updated_at),
+            "archived_at": None if self.archived_at is None else clock.millis(self.archived_at),
+        }
+
+
+async def create(db: Database, workspace_id: str, command: CreateAgent) -> Agent:
+    """Save a new agent as version 1."""
+    refuse_unserved(
+        tools=command.tools,
+        mcp_servers=command.mcp_servers,
+        skills=command.skills,
+        multiagent=command.multiagent,
+    )
+    config = AgentConfig(
+        name=command.name,
+        description=command.description or None,
+        model=resolve_model(command.model),
+        system=command.system or None,
+        tools=resolve_tools(command.tools),
+        mcp_servers=[],
+        skills=[],
+        multiagent=None,
+        metadata=metadata.checked(command.metadata),
+        execution_identity=resolve_identity(command.execution_identity),
+    )
+    agent_id = ids.new_id(ids.AGENT)
+    async with db.transaction() as tx:
+        inserted = await tx.execute(
+            insert(AgentRow)
+            .values(id=agent_id, workspace_id=workspace_id, version=1)
+            .returning(AgentRow.created_at)
+        )
+        created_at = inserted.scalar_one()
+        await _insert_version(tx, workspace_id, agent_id, 1, config)
+    return Agent(agent_id, 1, config, created_at, created_at, None)
+
+
+async def retrieve(db: Database, workspace_id: str, agent_id: str, version: int | None) -> Agent:
+    """Return the current version, or the one asked for. Raises `NotFound`."""
+    _check_id(agent_id)
+    async with db.transaction() as tx:
+        agent = await _select_agent(tx, workspace_id, agent_id, version)
+        if agent is None:
+            await _require_agent(tx, workspace_id, agent_id)
+            raise NotFound("Agent version not found.")
+    return agent
+
+
+async def update_agent(db: Database, workspace_id: str, agent_id: str, command: UpdateAgent) -> Agent:
+    """Save a new version if anything changes, else return the current one.
+
+    Raises `NotFound`, `InvalidRequest` for an archived agent, `Conflict` for a stale `version` even when
+    nothing would change.
+    """
+    refuse_unserved(
+        tools=command.tools or (),
+        mcp_servers=command.mcp_servers or (),
+        skills=command.skills or (),
+        multiagent=command.multiagent,
+    )
+    _check_id(agent_id)
+    async with db.transaction() as tx:
+        locked = await tx.scalar(
+            select(AgentRow.id)
+            .where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
+            .with_for_update()
+        )
+        agent = await _select_agent(tx, workspace_id, agent_id, None) if locked is not None else None
+        if agent is None:
+            raise NotFound("Agent not found.")
+        if agent.archived_at is not None:
+            raise InvalidRequest("Cannot modify archived agent")
+        if "version" in command.model_fields_set and command.version != agent.version:
+            # differs from other conflicts by its type: observed hosted behaviour
+            raise Conflict(STALE, error_type="invalid_request_error")
+        config = changed(agent.config, command)
+        if config == agent.config:
+            return agent
+        version = agent.version + 1
+        updated_at = await _insert_version(tx, workspace_id, agent_id, version, config)
+        await tx.execute(update(AgentRow).where(AgentRow.id == agent_id).values(version=version))
+    return Agent(agent_id, version, config, agent.created_at, updated_at, None)
+
+
+def changed(config: AgentConfig, command: UpdateAgent) -> AgentConfig:
+    """Return `config` with what `command` sends: omitted keeps, null or empty clears, lists are replaced."""
+    sent = command.model_fields_set
+    result = config.copy()
+    if "name" in sent:
+        result["name"] = command.name
+    if "model" in sent:
+        result["model"] = resolve_model(command.model, config["model"])
+    if "description" in sent:
+        result["description"] = command.description or None
+    if "system" in sent:
+        result["system"] = command.system or None
+    if "tools" in sent:
+        result["tools"] = resolve_tools(command.tools or ())
+    if "execution_identity" in sent:
+        result["execution_identity"] = resolve_identity(command.execution_identity)
+    if command.metadata is not None:
+        result["metadata"] = metadata.merged(config["metadata"], command.metadata)
+    return result
+
+
+async def archive(db: Database, workspace_id: str, agent_id: str) -> Agent:
+    """Make an agent read-only for good. Repeating keeps the first instant. The version stays."""
+    _check_id(agent_id)
+    async with db.transaction() as tx:
+        await tx.execute(
+            update(AgentRow)
+            .where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
+            .values(archived_at=func.coalesce(AgentRow.archived_at, func.now()))
+        )
+        agent = await _select_agent(tx, workspace_id, agent_id, None)
+    if agent is None:
+        raise NotFound("Agent not found.")
+    return agent
+
+
+async def list_agents(
+    db: Database, workspace_id: str, query: ListAgentsQuery
+) -> tuple[list[Agent], str | None]:
+    """Return a page of current versions, newest agents first, and the cursor of the next page."""
+    statement = _joined().where(
+        AgentRow.workspace_id == workspace_id,
+        AgentVersionRow.version == AgentRow.version,
+        *pagination.created_between(
+            AgentRow.created_at.expression, {"gte": query.created_at_gte, "lte": query.created_at_lte}
+        ),
+    )
+    if not query.include_archived:
+        statement = statement.where(AgentRow.archived_at.is_(None))
+    statement = pagination.newest_first(
+        statement,
+        AgentRow.created_at.expression,
+        AgentRow.id.expression,
+        listing="agents",
+        page=query.page,
+        limit=query.limit,
+    )
+    async with db.transaction() as tx:
+        rows = (await tx.execute(statement)).all()
+    cursor = pagination.next_page("agents", rows, query.limit)
+    return [_agent(row) for row in rows[: query.limit]], cursor
+
+
+async def list_versions(
+    db: Database, workspace_id: str, agent_id: str, query: ListVersionsQuery
+) -> tuple[list[Agent], str | None]:
+    """Return a page of versions, newest first, and the cursor of the next page. Raises `NotFound`."""
+    _check_id(agent_id)
+    statement = _joined().where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
+    if query.page is not None:
+        (last,) = pagination.decode_cursor("agent_versions", query.page, (int,))
+        statement = statement.where(AgentVersionRow.version < last)
+    statement = statement.order_by(AgentVersionRow.version.desc()).limit(query.limit + 1)
+    async with db.transaction() as tx:
+        rows = (await tx.execute(statement)).all()
+        if not rows:
+            await _require_agent(tx, workspace_id, agent_id)
+    agents = [_agent(row) for row in rows[: query.limit]]
+    more = len(rows) > query.limit
+    return agents, pagination.encode_cursor("agent_versions", [agents[-1].version]) if more else None
+
+
+async def resolve_for_session(
+    tx: Tx, workspace_id: str, reference: str | AgentReference | AgentWithOverrides
+) -> AgentSnapshot:
+    """Return the effective agent a new session keeps.
+
+    Raises `NotFound` naming what does not exist, `InvalidRequest` for an archived agent or a refused
+    replacement.
+    """
+    if isinstance(reference, str):
+        agent_id, version, path = reference, None, "agent"
+    else:
+        agent_id, version, path = reference.id, reference.version, "agent.id"
+    agent = None
+    if ids.has_prefix(agent_id, ids.AGENT):
+        agent = await _select_agent(tx, workspace_id, agent_id, version)
+        if agent is None and version is not None and await _exists(tx, workspace_id, agent_id):
+            raise NotFound(f"agent.version: {version} not found")
+    if agent is None:
+        raise NotFound(f"{path}: {agent_id[:100]} not found")
+    if agent.archived_at is not None:
+        raise InvalidRequest(f"{path}: agent {agent.id} is archived")
+    config = agent.config
+    if isinstance(reference, AgentWithOverrides):
+        config = overridden(config, reference)
+    return snapshot(agent.id, agent.version, config)
+
+
+def overridden(config: AgentConfig, reference: AgentWithOverrides) -> AgentConfig:
+    """Return `config` with one session's replacements: each is taken whole, null or an empty list clears."""
+    refuse_unserved(
+        tools=reference.tools or (),
+        mcp_servers=reference.mcp_servers or (),
+        skills=reference.skills or (),
+        prefix="agent.",
+    )
+    sent = reference.model_fields_set
+    result = config.copy()
+    if "model" in sent:
+        if reference.model is None:
+            raise InvalidRequest(
+                "agent.model: a model is required (agent_model_required)", error_code="agent_model_required"
+            )
+        result["model"] = resolve_model(reference.model, path="agent.model")
+    if "system" in sent:
+        result["system"] = reference.system or None
+    if "tools" in sent:
+        result["tools"] = resolve_tools(reference.tools or (), prefix="agent.")
+    return result
+
+
+def _check_id(agent_id: str) -> None:
+    if not ids.has_prefix(agent_id, ids.AGENT):
+        raise NotFound("Agent not found.")
+
+
+async def _insert_version(
+    tx: Tx, workspace_id: str, agent_id: str, version: int, config: AgentConfig
+) -> datetime:
+    inserted = await tx.execute(
+        insert(AgentVersionRow)
+        .values(agent_id=agent_id, version=version, workspace_id=workspace_id, config=config)
+        .returning(AgentVersionRow.created_at)
+    )
+    return inserted.scalar_one()
+
+
+def _joined() -> Select[*tuple[Any, ...]]:
+    return select(
+        AgentRow.id,
+        AgentVersionRow.version,
+        AgentVersionRow.config,
+        AgentRow.created_at,
+        AgentVersionRow.created_at.label("updated_at"),
+        AgentRow.archived_at,
+    ).join(AgentVersionRow, AgentVersionRow.agent_id == AgentRow.id)
+
+
+def _agent(row: Sequence[Any]) -> Agent:
+    return Agent(*row)
+
+
+async def _select_agent(tx: Tx, workspace_id: str, agent_id: str, version: int | None) -> Agent | None:
+    statement = _joined().where(
+        AgentRow.id == agent_id,
+        AgentRow.workspace_id == workspace_id,
+        AgentVersionRow.version == (AgentRow.version if version is None else version),
+    )
+    row = (await tx.execute(statement)).one_or_none()
+    return None if row is None else _agent(row)
+
+
+async def _exists(tx: Tx, workspace_id: str, agent_id: str) -> bool:
+    statement = select(AgentRow.id).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
+    return await tx.scalar(statement) is not None
+
+
+async def _require_agent(tx: Tx, workspace_id: str, agent_id: str) -> None:
+    if not await _exists(tx, workspace_id, agent_id):
+        raise NotFound("Agent not found.")

@@ -1,0 +1,18 @@
+"""What of an environment this server does not serve yet; the only place for such refusals."""
+
+from managed_agents.core.errors import InvalidRequest
+from managed_agents.resources.environments.config import MANAGERS
+from managed_agents.resources.environments.schemas import Config, Limited, SelfHostedConfig
+
+
+def refuse_unserved(config: Config | None) -> None:
+    """Raise `InvalidRequest` for the first thing that is not served."""
+    if config is None:
+        return
+    if isinstance(config, SelfHostedConfig):
+        raise InvalidRequest('config.type: "self_hosted" is not served yet by this server')
+    if isinstance(config.networking, Limited):
+        raise InvalidRequest('config.networking.type: "limited" is not served yet by this server')
+    for manager in MANAGERS:
+        if config.packages is not None and getattr(config.packages, manager):
+            raise InvalidRequest(f"config.packages.{manager}: packages are not served yet by this server")

@@ -1,0 +1,72 @@
+"""A served application, two workspaces, clients."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from anthropic import AsyncAnthropic
+from tests.support.postgres import database_server, database_template, database_url, db
+from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
+
+from managed_agents.api.app import create_app
+from managed_agents.db.engine import Database
+from managed_agents.resources.keys.service import KeyDirectory
+from managed_agents.resources.services import Services
+
+__all__ = ["database_server", "database_template", "database_url", "db"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running API with two workspaces."""
+
+    base_url: str
+    services: Services
+    caller: Caller
+    stranger: Caller
+
+    def headers(self, *, without: str = "", **more: str) -> dict[str, str]:
+        """Return what a complete raw request carries."""
+        complete = {
+            "x-api-key": self.caller.secret,
+            "anthropic-version": "2023-06-01",
+            "anthropic-beta": "managed-agents-2026-04-01",
+            "content-type": "application/json",
+        }
+        complete.update({name.replace("_", "-"): value for name, value in more.items()})
+        complete.pop(without, None)
+        return complete
+
+
+@pytest.fixture
+async def served(db: Database, tmp_path: Path) -> AsyncIterator[Served]:
+    services = Services(db=db, keys=KeyDirectory(db, HMAC_KEY), blobs=None)
+    caller = await make_caller(db, "mine")
+    stranger = await make_caller(db, "theirs")
+    async with listening(create_app(services)) as base_url:
+        yield Served(base_url, services, caller, stranger)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[AsyncAnthropic]:
+    async with sdk(served.base_url, served.caller) as made:
+        yield made
+
+
+@pytest.fixture
+async def stranger(served: Served) -> AsyncIterator[AsyncAnthropic]:
+    async with sdk(served.base_url, served.stranger) as made:
+        yield made
+
+
+@pytest.fixture
+async def raw(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=served.base_url, timeout=30.0, trust_env=False) as made:
+        yield made

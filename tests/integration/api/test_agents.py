@@ -1,0 +1,238 @@
+"""Agents through the SDK."""
+
+from typing import Any
+
+import anthropic
+import anyio
+import pytest
+from anthropic import AsyncAnthropic
+
+from managed_agents.resources.agents.schemas import AgentReference, AgentWithOverrides
+from managed_agents.resources.agents.service import resolve_for_session
+
+from .conftest import Served
+
+pytestmark = pytest.mark.anyio
+
+TOOLSET: Any = {"type": "agent_toolset_20260401"}
+ALWAYS_ALLOW = {"type": "always_allow"}
+
+
+async def test_a_created_agent_shows_every_default(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="Coder", model="claude-opus-5-5", tools=[TOOLSET])
+    assert agent.id.startswith("agent_")
+    shown = agent.to_dict()
+    assert shown["model"] == {"id": "claude-opus-5-5", "effort": {"type": "high"}, "speed": "standard"}
+    assert shown["tools"] == [
+        {
+            "type": "agent_toolset_20260401",
+            "default_config": {"enabled": True, "permission_policy": ALWAYS_ALLOW},
+            "configs": [],
+        }
+    ]
+    assert shown["execution_identity"] == {"type": "service_account"}
+    for name in ("description", "system", "multiagent", "archived_at"):
+        assert shown[name] is None
+    assert (shown["skills"], shown["mcp_servers"], shown["metadata"], shown["version"]) == ([], [], {}, 1)
+    assert shown["created_at"] == shown["updated_at"]
+    assert await client.beta.agents.retrieve(agent.id) == agent
+
+
+async def test_configs_are_echoed_resolved(client: AsyncAnthropic) -> None:
+    toolset: Any = {
+        **TOOLSET,
+        "default_config": {"enabled": False},
+        "configs": [{"name": "bash", "enabled": True}, {"name": "web_search"}],
+    }
+    agent = await client.beta.agents.create(
+        name="Careful",
+        model={"id": "my-model", "effort": "low", "speed": "fast", "inference_geo": "us"},
+        tools=[toolset],
+        execution_identity={"type": "aws_role", "role_arn": "arn:aws:iam::1:role/x"},
+    )
+    shown = agent.to_dict()
+    assert shown["tools"][0]["configs"] == [
+        {"type": "bash", "name": "bash", "enabled": True, "permission_policy": ALWAYS_ALLOW},
+        {"type": "web_search", "name": "web_search", "enabled": False, "permission_policy": ALWAYS_ALLOW},
+    ]
+    assert shown["model"] == {
+        "id": "my-model",
+        "effort": {"type": "low"},
+        "speed": "fast",
+        "inference_geo": "us",
+    }
+    assert shown["execution_identity"] == {"type": "aws_role", "role_arn": "arn:aws:iam::1:role/x"}
+
+
+async def test_an_update_is_a_new_version_only_if_something_changes(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(
+        name="A", model={"id": "m", "effort": "low"}, system="s", metadata={"a": "1", "b": "2"}
+    )
+    same = await client.beta.agents.update(agent.id, name="A", metadata={"a": "1"}, version=1)
+    assert same == agent
+    second = await client.beta.agents.update(
+        agent.id, system="", description="d", metadata={"a": None, "c": "3"}, tools=[TOOLSET]
+    )
+    assert (second.version, second.system, second.description) == (2, None, "d")
+    assert second.metadata == {"b": "2", "c": "3"}
+    assert second.created_at == agent.created_at
+    third = await client.beta.agents.update(agent.id, tools=None, metadata=None)
+    assert (third.version, third.tools, third.metadata) == (3, [], second.metadata)
+    assert await client.beta.agents.retrieve(agent.id, version=2) == second
+    versions = [version async for version in client.beta.agents.versions.list(agent.id, limit=1)]
+    assert versions == [third, second, agent]
+
+
+async def test_effort_sticks_to_its_model(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="A", model={"id": "m", "effort": "max", "speed": "fast"})
+    kept = await client.beta.agents.update(agent.id, model="m")
+    assert kept.model.to_dict() == {"id": "m", "effort": {"type": "max"}, "speed": "standard"}
+    changed = await client.beta.agents.update(agent.id, model={"id": "n"})
+    assert changed.model.to_dict()["effort"] == {"type": "high"}
+
+
+async def test_a_stale_version_is_refused_even_when_nothing_would_change(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="A", model="m")
+    await client.beta.agents.update(agent.id, name="B")
+    with pytest.raises(anthropic.ConflictError) as refused:
+        await client.beta.agents.update(agent.id, name="B", version=1)
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert refused.value.body == {
+        "type": "error",
+        "error": {
+            "type": "invalid_request_error",
+            "message": "Concurrent modification detected. Please fetch the latest version and retry.",
+        },
+        "request_id": refused.value.request_id,
+    }
+    assert (await client.beta.agents.retrieve(agent.id)).version == 2
+
+
+async def test_updates_at_once_give_each_its_own_version(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="A", model="m")
+    seen: list[int] = []
+
+    async def rename(name: str) -> None:
+        seen.append((await client.beta.agents.update(agent.id, name=name)).version)
+
+    async with anyio.create_task_group() as tasks:
+        for index in range(8):
+            tasks.start_soon(rename, f"A{index}")
+    assert sorted(seen) == list(range(2, 10))
+
+
+async def test_archiving_is_final_and_repeatable(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="A", model="m")
+    archived = await client.beta.agents.archive(agent.id)
+    assert archived.archived_at is not None
+    assert archived.version == 1
+    assert await client.beta.agents.archive(agent.id) == archived
+    with pytest.raises(anthropic.BadRequestError, match="Cannot modify archived agent"):
+        await client.beta.agents.update(agent.id, name="B")
+    assert [shown.id async for shown in client.beta.agents.list()] == []
+    assert [shown.id async for shown in client.beta.agents.list(include_archived=True)] == [agent.id]
+
+
+async def test_lists_are_newest_first_and_page_without_gaps(client: AsyncAnthropic) -> None:
+    made = [await client.beta.agents.create(name=f"A{index}", model="m") for index in range(5)]
+    listed = [agent async for agent in client.beta.agents.list(limit=2)]
+    assert listed == made[::-1]
+    middle = made[2].created_at
+    after = [agent.id async for agent in client.beta.agents.list(created_at_gte=middle)]
+    before = [agent.id async for agent in client.beta.agents.list(created_at_lte=middle)]
+    assert made[2].id in after
+    assert made[2].id in before
+    assert {made[3].id, made[4].id} <= set(after)
+    assert {made[0].id, made[1].id} <= set(before)
+
+
+async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="A", model="m")
+    messages: set[str] = set()
+    for agent_id in (agent.id, "agent_011CZkZAtmR3yMPDzynEDxu7", "sesn_1", "agent_\x00"):
+        for call in (
+            stranger.beta.agents.retrieve,
+            lambda id_: stranger.beta.agents.retrieve(id_, version=1),
+            lambda id_: stranger.beta.agents.update(id_, name="B"),
+            stranger.beta.agents.archive,
+            stranger.beta.agents.versions.list,
+        ):
+            with pytest.raises(anthropic.NotFoundError) as missing:
+                await call(agent_id)
+            messages.add(missing.value.body["error"]["message"])  # pyright: ignore
+    assert messages == {"Agent not found."}
+    assert [shown async for shown in stranger.beta.agents.list()] == []
+    assert await client.beta.agents.retrieve(agent.id) == agent
+
+
+async def test_an_unknown_version_is_named(client: AsyncAnthropic) -> None:
+    agent = await client.beta.agents.create(name="A", model="m")
+    with pytest.raises(anthropic.NotFoundError, match=r"Agent version not found\."):
+        await client.beta.agents.retrieve(agent.id, version=999)
+
+
+UNSERVED = [
+    ("tools.0.type", {"tools": [{"type": "custom", "name": "x", "description": "d", "input_schema": {}}]}),
+    ("tools.0.type", {"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}),
+    ("mcp_servers", {"mcp_servers": [{"type": "url", "name": "x", "url": "https://x"}]}),
+    ("skills", {"skills": [{"type": "anthropic", "skill_id": "pdf"}]}),
+    ("multiagent", {"multiagent": {"type": "coordinator", "agents": []}}),
+    (
+        "tools.0.default_config.permission_policy.type",
+        {"tools": [{**TOOLSET, "default_config": {"permission_policy": {"type": "always_ask"}}}]},
+    ),
+    (
+        "tools.0.configs.0.permission_policy.type",
+        {"tools": [{**TOOLSET, "configs": [{"name": "bash", "permission_policy": {"type": "auto"}}]}]},
+    ),
+    ("tools.0.configs.0.name", {"tools": [{**TOOLSET, "configs": [{"name": "web_search"}]}]}),
+    (
+        "tools.0.configs.0.allowed_domains",
+        {
+            "tools": [
+                {**TOOLSET, "configs": [{"name": "web_fetch", "enabled": False, "allowed_domains": ["a"]}]}
+            ]
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), UNSERVED)
+async def test_what_is_not_served_is_refused_by_name(
+    client: AsyncAnthropic, path: str, fields: dict[str, Any]
+) -> None:
+    agent = await client.beta.agents.create(name="A", model="m")
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await client.beta.agents.create(**{"name": "A", "model": "m", **fields})
+    message = refused.value.body["error"]["message"]  # pyright: ignore
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("not served yet by this server")
+    with pytest.raises(anthropic.BadRequestError, match="not served yet by this server"):
+        await client.beta.agents.update(agent.id, **fields)
+    assert [shown async for shown in client.beta.agents.list()] == [agent]
+
+
+async def test_a_session_gets_the_effective_agent(client: AsyncAnthropic, served: Served) -> None:
+    first = await client.beta.agents.create(name="A", model="m", system="old", tools=[TOOLSET])
+    await client.beta.agents.update(first.id, system="new")
+    workspace_id = served.caller.workspace_id
+    async with served.services.db.transaction() as tx:
+        latest = await resolve_for_session(tx, workspace_id, first.id)
+        pinned = await resolve_for_session(
+            tx, workspace_id, AgentReference(type="agent", id=first.id, version=1)
+        )
+        overridden = await resolve_for_session(
+            tx,
+            workspace_id,
+            AgentWithOverrides.model_validate(
+                {"type": "agent_with_overrides", "id": first.id, "model": "n", "system": None, "tools": []}
+            ),
+        )
+    assert (latest["version"], latest["system"]) == (2, "new")
+    assert (pinned["version"], pinned["system"]) == (1, "old")
+    assert (overridden["version"], overridden["system"], overridden["tools"]) == (2, None, [])
+    assert overridden["model"]["id"] == "n"
+    assert set(latest) == {
+        "id", "type", "version", "name", "description", "model", "system", "tools", "mcp_servers", "skills",
+        "multiagent", "execution_identity",
+    }  # fmt: skip

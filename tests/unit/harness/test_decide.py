@@ -1,0 +1,196 @@
+"""`decide`: every step follows from the log and the inbox alone."""
+
+from typing import Any
+
+from managed_agents.core import limits
+from managed_agents.eventlog import events as ev
+from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage
+from managed_agents.harness.decide import (
+    CloseSpan,
+    GoIdle,
+    Interrupt,
+    Park,
+    RequestModel,
+    Rest,
+    RunTools,
+    Step,
+    StopExhausted,
+    backoff_seconds,
+    decide,
+)
+from managed_agents.harness.response import Response, events_of
+from managed_agents.harness.turn import Turn
+from tests.unit.harness.logs import queued, stored
+
+THREAD = "sthr_1"
+TOOLSET = [
+    {
+        "type": "agent_toolset_20260401",
+        "default_config": {"enabled": True, "permission_policy": {"type": "always_allow"}},
+        "configs": [],
+    }
+]
+MESSAGE = queued("user.message", "sevt_m")
+INTERRUPT = queued("user.interrupt", "sevt_i")
+
+
+def step_after(
+    events: list[NewEvent], inbox: list[QueuedEvent] | None = None, due: float | None = None
+) -> Step:
+    turn = Turn()
+    for event in stored(events):
+        turn.apply(event)
+    return decide(turn, inbox or [], due_in_seconds=due)
+
+
+def answered(start_id: str, *blocks: dict[str, Any], stop: str = "end_turn", **more: Any) -> list[NewEvent]:
+    response = Response(list(blocks), {}, "m", stop, more.get("details"), None, more.get("broken", {}))
+    return events_of(response, THREAD, start_id, TOOLSET)
+
+
+def opened() -> tuple[list[NewEvent], str]:
+    start = ev.span_start(THREAD)
+    return [*ev.running(THREAD, "a"), MESSAGE.taken_up(), start], start.id
+
+
+def bash(provider_id: str = "toolu_1", name: str = "bash") -> dict[str, Any]:
+    return {"type": "tool_use", "id": provider_id, "name": name, "input": {"command": "ls"}}
+
+
+def test_nothing_to_do_rests() -> None:
+    assert step_after([]) == Rest()
+
+
+def test_a_waiting_message_asks_the_model_and_opens_a_period_only_when_none_is_open() -> None:
+    assert step_after([], [MESSAGE]) == RequestModel((MESSAGE,), opens_period=True)
+    assert step_after(ev.running(THREAD, "a"), [MESSAGE]) == RequestModel((MESSAGE,), opens_period=False)
+
+
+def test_a_span_left_open_by_a_crash_is_closed_first() -> None:
+    events, start_id = opened()
+    assert step_after(events, [INTERRUPT]) == CloseSpan(start_id)
+
+
+def test_after_a_closed_failed_span_the_model_is_asked_again() -> None:
+    events, start_id = opened()
+    events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True))
+    assert step_after(events) == RequestModel((), opens_period=False)
+
+
+def test_an_answer_without_calls_ends_the_turn() -> None:
+    events, start_id = opened()
+    assert step_after(events + answered(start_id, {"type": "text", "text": "hi"})) == GoIdle("end_turn")
+
+
+def test_a_message_sent_in_mid_turn_waits_for_the_results_and_then_steers() -> None:
+    events, start_id = opened()
+    events += answered(start_id, bash("toolu_1"), bash("toolu_2"), stop="tool_use")
+    first = step_after(events, [MESSAGE])
+    assert isinstance(first, RunTools)
+    assert [call.name for call in first.calls] == ["bash", "bash"]
+    events.append(ev.tool_result(THREAD, first.calls[1].event_id, [], is_error=False))
+    second = step_after(events, [MESSAGE])
+    assert isinstance(second, RunTools)
+    assert second.calls == (first.calls[0],)
+    events.append(ev.tool_result(THREAD, first.calls[0].event_id, [], is_error=False))
+    assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=False)
+
+
+def test_a_tool_that_is_not_enabled_is_refused_and_said_so() -> None:
+    events, start_id = opened()
+    events += answered(start_id, bash(name="web_search"), stop="tool_use")
+    step = step_after(events)
+    assert isinstance(step, RunTools)
+    assert step.calls[0].refused == "The tool web_search is not enabled in this session."
+    body = stored(events)[-2].json()
+    assert body["evaluated_permission"] == "deny"
+    assert "evaluation" not in body
+
+
+def test_broken_tool_input_is_an_error_for_the_model() -> None:
+    events, start_id = opened()
+    events += answered(start_id, {**bash(), "input": {}}, stop="tool_use", broken={0: '{"command": '})
+    step = step_after(events)
+    assert isinstance(step, RunTools)
+    assert "not valid JSON" in (step.calls[0].refused or "")
+
+
+def test_an_interrupt_closes_pending_calls_and_ends_the_turn() -> None:
+    events, start_id = opened()
+    events += answered(start_id, bash(), stop="tool_use")
+    step = step_after(events, [MESSAGE, INTERRUPT])
+    assert isinstance(step, Interrupt)
+    assert step.taken == (INTERRUPT,)
+    assert len(step.calls) == 1
+    assert step.ends_turn
+
+
+def test_an_interrupt_of_an_idle_session_ends_nothing() -> None:
+    assert step_after([], [INTERRUPT]) == Interrupt((INTERRUPT,), (), ends_turn=False)
+
+
+def test_after_an_interrupt_the_queued_message_starts_a_new_turn() -> None:
+    events, start_id = opened()
+    events += answered(start_id, bash(), stop="tool_use")
+    call = step_after(events)
+    assert isinstance(call, RunTools)
+    events.append(ev.tool_result(THREAD, call.calls[0].event_id, [], is_error=True))
+    events += [INTERRUPT.taken_up(), *ev.idle(THREAD, "a", {"type": "end_turn"})]
+    assert step_after(events) == Rest()
+    assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=True)
+
+
+def test_a_rescheduled_session_waits_for_its_time_but_not_for_an_interrupt() -> None:
+    events, start_id = opened()
+    events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True))
+    events += ev.rescheduled(THREAD, "a")
+    assert step_after(events, [MESSAGE], due=2.5) == Park(2.5)
+    assert step_after(events, due=-0.1) == RequestModel((), opens_period=True)
+    assert step_after(events, [INTERRUPT], due=2.5) == Interrupt((INTERRUPT,), (), ends_turn=True)
+
+
+def test_a_refusal_is_told_with_its_details() -> None:
+    events, start_id = opened()
+    details = {"type": "refusal", "category": "cyber", "explanation": None}
+    events += answered(start_id, stop="refusal", details=details)
+    assert step_after(events) == GoIdle("refusal", details)
+
+
+def test_a_paused_response_is_continued() -> None:
+    events, start_id = opened()
+    events += answered(start_id, {"type": "text", "text": "…"}, stop="pause_turn")
+    assert step_after(events) == RequestModel((), opens_period=False)
+
+
+def test_the_round_limit_stops_a_turn_and_a_new_message_starts_afresh() -> None:
+    events, start_id = opened()
+    for _ in range(limits.TOOL_ROUNDS_PER_TURN_MAX):
+        events += answered(start_id, bash(), stop="tool_use")
+        events.append(ev.tool_result(THREAD, events[-2].id, [], is_error=False))
+        start = ev.span_start(THREAD)
+        start_id = start.id
+        events.append(start)
+    events.pop()
+    step = step_after(events)
+    assert isinstance(step, StopExhausted)
+    assert step.error_type == "tool_use_limit_reached_error"
+    events += ev.idle(THREAD, "a", {"type": "retries_exhausted"})
+    assert step_after(events) == Rest()
+    assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=True)
+
+
+def test_flushed_messages_do_not_start_anything() -> None:
+    events = [MESSAGE.taken_up(for_model=False), *ev.idle(THREAD, "a", {"type": "retries_exhausted"})]
+    assert step_after(events) == Rest()
+
+
+def test_a_terminated_session_rests_whatever_waits() -> None:
+    assert step_after(ev.terminated(THREAD, "a"), [MESSAGE]) == Rest()
+
+
+def test_backoff_doubles_is_capped_and_respects_retry_after() -> None:
+    assert [backoff_seconds(n, 0.0, None) for n in (1, 2, 3)] == [1.0, 2.0, 4.0]
+    assert backoff_seconds(20, 0.0, None) == limits.MODEL_BACKOFF_MAX_SECONDS
+    assert backoff_seconds(1, 1.0, None) == 1.25
+    assert backoff_seconds(1, 0.0, 7.0) == 7.0
+    assert backoff_seconds(1, 0.0, 1e9) == limits.MODEL_BACKOFF_MAX_SECONDS
