@@ -4,16 +4,21 @@ import importlib
 
 import click
 
-# Name of the command, its module below this package, one line of help.
+from managed_agents.processes import parent
+
+# Name of the command, where it is defined, one line of help.
 COMMANDS = {
-    "up": ("serve", "Everything on this machine: Postgres, API, worker. Ctrl-C stops it."),
-    "demo": ("demo", "Watch an agent audit a project's dependencies, end to end."),
-    "api": ("serve", "One API process."),
-    "worker": ("serve", "One worker process."),
-    "migrate": ("serve", "Bring the database to this version."),
-    "scripted-model": ("serve", "The scripted model alone: a Messages API that follows a script."),
-    "keys": ("admin", "Create, list and revoke API keys."),
-    "workspaces": ("admin", "Create and list workspaces."),
+    "up": ("managed_agents.cli.serve:up", "Everything on this machine: Postgres, API, worker. Ctrl-C stops it."),
+    "demo": ("managed_agents.cli.demo:demo", "Watch an agent audit a project's dependencies, end to end."),
+    "api": ("managed_agents.cli.serve:api", "One API process."),
+    "worker": ("managed_agents.cli.serve:worker", "One worker process."),
+    "migrate": ("managed_agents.cli.serve:migrate", "Bring the database to this version."),
+    "keys": ("managed_agents.cli.admin:keys", "Create, list and revoke API keys."),
+    "workspaces": ("managed_agents.cli.admin:workspaces", "Create and list workspaces."),
+    "scripted-model": (
+        "managed_agents.scripted_model.server:scripted_model_command",
+        "The scripted model alone: a Messages API that follows a script.",
+    ),
 }
 
 
@@ -26,8 +31,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"managed_agents.cli.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name.replace("-", "_"))
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -50,8 +55,11 @@ Every flag of a command is also an environment variable: --data-dir is MANAGED_A
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="managed-agents")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """An open, self-hosted server for the Claude Managed Agents API."""
+    if ctx.invoked_subcommand != "up":  # it becomes another program, which does so itself
+        parent.watch()
 
 
 if __name__ == "__main__":

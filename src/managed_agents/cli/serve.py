@@ -1,15 +1,13 @@
-"""Commands that run processes: `up`, `api`, `worker`, `migrate`, `scripted-model`."""
+"""Commands that run processes: `up`, `api`, `worker`, `migrate`."""
 
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from managed_agents.cli.flags import CONTEXT_SETTINGS, read_settings, setting_flags, variable
 from managed_agents.core.settings import Settings
-from managed_agents.processes import parent
 
 _DATABASE = ("database_url", "db_pool")
 _PLACES = ("data_dir", "run_dir", "blob_store", "master_key_file")
@@ -85,25 +83,6 @@ def migrate(**flags: Any) -> None:
     _run("migrate", process.run, _with_database(flags))
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8585, show_default=True, help="Port to listen on.")
-@click.option(
-    "--script",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Python or YAML file that says what the model answers; a small built-in one when absent.",
-)
-def scripted_model(host: str, port: int, script: Path | None) -> None:
-    """A Messages API that follows a script: agents can be tested offline, with nothing paid.
-
-    docs/testing-your-agents.md explains scripts.
-    """
-    from managed_agents.scripted_model import server
-
-    parent.watch()
-    server.run(host=host, port=port, script=script)
-
-
 def _with_database(flags: dict[str, Any]) -> Settings:
     settings = read_settings(flags)
     if settings.database_url is None:
@@ -118,7 +97,6 @@ def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Setti
 
     from managed_agents.core import faults, logs
 
-    parent.watch()
     logs.configure(role, settings.log_level)
     faults.arm_from(settings.faults)
     anyio.run(main, settings, backend_options={"use_uvloop": True})
