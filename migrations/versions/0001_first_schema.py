@@ -157,6 +157,7 @@ def upgrade() -> None:
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("downloadable", sa.Boolean(), nullable=False),
         sa.Column("session_id", sa.Text(), nullable=True),
+        sa.Column("source_path", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("size_bytes >= 0", name=op.f("ck_files_size_bytes")),
@@ -167,10 +168,21 @@ def upgrade() -> None:
     op.create_index("ix_files_session_newest_first", "files", ["session_id", "created_at", "id"], unique=False)
     op.create_index("ix_files_sha256", "files", ["sha256"], unique=False)
     op.create_table(
+        "agent_versions",
+        sa.Column("agent_id", sa.Text(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("workspace_id", sa.Text(), nullable=False),
+        sa.Column("config", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["agent_id"], ["agents.id"], name=op.f("fk_agent_versions_agent_id")),
+        sa.ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name=op.f("fk_agent_versions_workspace_id")),
+        sa.PrimaryKeyConstraint("agent_id", "version", name=op.f("pk_agent_versions")),
+    )
+    op.create_table(
         "sessions",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("workspace_id", sa.Text(), nullable=False),
-        sa.Column("environment_id", sa.Text(), nullable=False),
+        sa.Column("environment_id", sa.Text(), nullable=True),
         sa.Column("agent_id", sa.Text(), nullable=False),
         sa.Column("agent_version", sa.Integer(), nullable=False),
         sa.Column("agent", sa.JSON(), nullable=False),
@@ -208,6 +220,7 @@ def upgrade() -> None:
         sa.Column("token_cost", sa.Numeric(), server_default="0", nullable=True),
         sa.Column("active_seconds", sa.Double(), server_default="0", nullable=False),
         sa.Column("running_since", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["environment_id"], ["environments.id"], name=op.f("fk_sessions_environment_id")),
         sa.ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name=op.f("fk_sessions_workspace_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
         postgresql_with={"fillfactor": "80"},
@@ -234,17 +247,6 @@ def upgrade() -> None:
     )
     op.create_index(
         "ix_sessions_workspace_id_created_at_id", "sessions", ["workspace_id", "created_at", "id"], unique=False
-    )
-    op.create_table(
-        "agent_versions",
-        sa.Column("agent_id", sa.Text(), nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.Column("workspace_id", sa.Text(), nullable=False),
-        sa.Column("config", sa.JSON(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(["agent_id"], ["agents.id"], name=op.f("fk_agent_versions_agent_id")),
-        sa.ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name=op.f("fk_agent_versions_workspace_id")),
-        sa.PrimaryKeyConstraint("agent_id", "version", name=op.f("pk_agent_versions")),
     )
     op.create_table(
         "session_resources",
@@ -303,7 +305,6 @@ def downgrade() -> None:
     op.drop_table("session_threads")
     op.drop_index("uq_session_resources_session_id_sandbox_path", table_name="session_resources")
     op.drop_table("session_resources")
-    op.drop_table("agent_versions")
     op.drop_index("ix_sessions_workspace_id_created_at_id", table_name="sessions")
     op.drop_index("ix_sessions_owner", table_name="sessions", postgresql_where=sa.text("owner IS NOT NULL"))
     op.drop_index("ix_sessions_environment_id", table_name="sessions")
@@ -316,6 +317,7 @@ def downgrade() -> None:
         ),
     )
     op.drop_table("sessions")
+    op.drop_table("agent_versions")
     op.drop_index("ix_files_sha256", table_name="files")
     op.drop_index("ix_files_session_newest_first", table_name="files")
     op.drop_index("ix_files_newest_first", table_name="files")

@@ -32,6 +32,13 @@ async def workspace(db: Database) -> str:
         await tx.execute(
             text("INSERT INTO workspaces (id, organization_id, name) VALUES (:id, 'org_test', :id)"), {"id": workspace_id}
         )
+        await tx.execute(
+            text(
+                "INSERT INTO environments (id, workspace_id, name, config, metadata) "
+                "VALUES ('env_' || :id, :id, 'test', '{}', '{}')"
+            ),
+            {"id": workspace_id},
+        )
     return workspace_id
 
 
@@ -44,7 +51,7 @@ async def session(db: Database, workspace_id: str, *, owner: str | None = None, 
         await tx.execute(
             insert(SESSIONS).values(
                 id=session_id,
-                environment_id="env_test",
+                environment_id=f"env_{workspace_id}",
                 agent_id=AGENT["id"],
                 agent_version=1,
                 environment_config={},

@@ -8,7 +8,7 @@ rules are checked under the same row lock; the harness reaches them only through
 rising within a session, whichever process writes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -132,14 +132,16 @@ class Head:
         return orjson.dumps({"type": "session.usage", "id": event_id, "usage": usage, "budget": None})
 
 
+# The order of the fields of `Head`, then of `_state()`: rows are unpacked by position, this is the hottest read there is.
 _HEAD_COLUMNS = """
-    s.id, s.workspace_id, s.primary_thread_id, s.agent->>'name' AS agent_name, clock_timestamp() AS at,
-    s.archived_at IS NOT NULL AS archived, s.deleted_at IS NOT NULL AS deleted, s.last_seq, s.last_processed_at,
-    s.last_inbox_seq, s.inbox_count, s.input_seq, s.handled_seq, s.due_at, s.not_before, s.crashes, s.epoch, s.owner,
+    s.id, s.workspace_id, s.primary_thread_id, s.agent->>'name', clock_timestamp(), s.archived_at IS NOT NULL,
+    s.deleted_at IS NOT NULL, s.last_seq, s.last_processed_at, s.last_inbox_seq, s.inbox_count, s.input_seq,
+    s.handled_seq, s.due_at, s.not_before, s.crashes, s.epoch, s.owner,
     s.status, s.active_seconds, s.running_since, s.requests, s.threads_running, s.threads_active_seconds,
     s.threads_since, s.terminated_at, s.input_tokens, s.output_tokens, s.cache_read_input_tokens,
     s.cache_5m_input_tokens, s.cache_1h_input_tokens, s.web_searches, s.token_cost
 """
+_HEAD_FIELDS = 18
 _LOCK_ONE = text(f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id FOR UPDATE OF s")
 _LOCK_ONE_SCOPED = text(
     f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id AND s.workspace_id = :workspace_id FOR UPDATE OF s"
@@ -189,28 +191,12 @@ def thread_state_of(row: Any) -> ThreadState:
     )
 
 
-def _head(row: Any) -> Head:
-    return Head(
-        row.id,
-        row.workspace_id,
-        row.primary_thread_id,
-        row.agent_name,
-        row.at,
-        row.archived,
-        row.deleted,
-        row.last_seq,
-        row.last_processed_at,
-        row.last_inbox_seq,
-        row.inbox_count,
-        row.input_seq,
-        row.handled_seq,
-        row.due_at,
-        row.not_before,
-        row.crashes,
-        row.epoch,
-        row.owner,
-        session_state_of(row),
+def _head(row: Sequence[Any]) -> Head:
+    status, active, since, requests, running, threads_active, threads_since, terminated_at, *totals = row[_HEAD_FIELDS:]
+    state = SessionState(
+        status, Active(active, since), Totals(*totals), requests, running, threads_active, threads_since, terminated_at
     )
+    return Head(*row[:_HEAD_FIELDS], state)
 
 
 async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> Head | None:
@@ -227,10 +213,16 @@ async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> H
     return head
 
 
-async def lock_available(tx: Tx, session_ids: Sequence[str]) -> dict[str, Head]:
-    """Lock those of `session_ids` that nobody holds, in id order (the order that rules out deadlocks)."""
-    heads = {row.id: _head(row) for row in await tx.execute(_LOCK_MANY, {"ids": list(session_ids)})}
-    await _load_threads(tx, heads)
+async def lock_available(tx: Tx, session_ids: Sequence[str], *, threads_of: Collection[str]) -> dict[str, Head]:
+    """Lock those of `session_ids` that nobody holds, in id order (the order that rules out deadlocks).
+
+    Threads are loaded for the sessions in `threads_of`: those that will get events of `fold.THREAD_TYPES`.
+    """
+    heads: dict[str, Head] = {}
+    for row in await tx.execute(_LOCK_MANY, {"ids": list(session_ids)}):
+        heads[row[0]] = _head(row)
+    if threads_of:
+        await _load_threads(tx, {session_id: head for session_id, head in heads.items() if session_id in threads_of})
     return heads
 
 
@@ -303,19 +295,19 @@ _INBOX_COLUMNS = (
     ("payload", "bytea"),
 )
 
-type_Columns = tuple[tuple[str, str], ...]
+_Columns = tuple[tuple[str, str], ...]
 
 
-def _unnest(prefix: str, columns: type_Columns) -> str:
+def _unnest(prefix: str, columns: _Columns) -> str:
     return ", ".join(f"CAST(:{prefix}{name} AS {kind}[])" for name, kind in columns)
 
 
-def _insert(table: str, prefix: str, columns: type_Columns) -> str:
+def _insert(table: str, prefix: str, columns: _Columns) -> str:
     names = ", ".join(name for name, _ in columns)
     return f"INSERT INTO {table} ({names}) SELECT * FROM unnest({_unnest(prefix, columns)})"
 
 
-def _update(table: str, prefix: str, columns: type_Columns) -> str:
+def _update(table: str, prefix: str, columns: _Columns) -> str:
     names = ", ".join(name for name, _ in columns)
     assignments = ", ".join(f"{name} = v.{name}" for name, _ in columns if name != "id")
     return f"UPDATE {table} t SET {assignments} FROM unnest({_unnest(prefix, columns)}) AS v({names}) WHERE t.id = v.id"
@@ -356,7 +348,7 @@ _STATEMENTS = {
 }
 
 
-def _columns(prefix: str, columns: type_Columns, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+def _columns(prefix: str, columns: _Columns, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
     arrays = [list(column) for column in zip(*rows, strict=True)]
     return {f"{prefix}{name}": array for (name, _), array in zip(columns, arrays, strict=True)}
 

@@ -23,6 +23,7 @@ from managed_agents.core import faults, limits
 from managed_agents.core.errors import TransientError
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
+from managed_agents.eventlog import fold
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class Append:
     stored: list[StoredEvent] = field(default_factory=list[StoredEvent])
     error: Exception | None = None
     broken: bool = False
+
+    @property
+    def changes_threads(self) -> bool:
+        """Whether any event of the group is folded into a thread row."""
+        return any(event.type in fold.THREAD_TYPES for event in self.events)
 
     def stage(self, head: log.Head | None) -> None:
         """Check the guards against the locked row and stage.
@@ -115,7 +121,7 @@ class Appender:
     async def append(self, group: Append) -> list[StoredEvent]:
         """Append `group` and wait for its commit.
 
-        Cancellation leaves the group to be written or not; its events are not known to have happened.
+        The wait is bounded by the writers' own deadlines: every group they take is answered within them. Cancellation leaves the group to be written or not; its events are not known to have happened.
 
         Raises:
             LeaseLost, NewInput, SessionGone, TakenAlready: nothing was written.
@@ -123,11 +129,7 @@ class Appender:
         """
         self._waiting.append(group)
         self._wake.set()
-        try:
-            with anyio.fail_after(limits.APPEND_SECONDS_MAX):
-                await group.done.wait()
-        except TimeoutError as error:
-            raise AppendUncertain("the append did not finish in time") from error
+        await group.done.wait()
         if group.error is not None:
             raise group.error
         return group.stored
@@ -166,7 +168,11 @@ class Appender:
         staged: list[Append] = []
         skipped: list[Append] = []
         async with self._db.transaction() as tx:
-            heads = await log.lock_available(tx, sorted({group.session_id for group in groups}))
+            heads = await log.lock_available(
+                tx,
+                sorted({group.session_id for group in groups}),
+                threads_of={group.session_id for group in groups if group.changes_threads},
+            )
             for group in groups:
                 if group.session_id not in heads:
                     skipped.append(group)

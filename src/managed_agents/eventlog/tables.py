@@ -55,7 +55,8 @@ class SessionRow(TotalsMixin, Base):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     workspace_id: Mapped[str] = mapped_column(Text, ForeignKey("workspaces.id"))
-    environment_id: Mapped[str] = mapped_column(Text)
+    # Null in a tombstone only, so that a deleted session does not keep its environment from being deleted.
+    environment_id: Mapped[str | None] = mapped_column(Text, ForeignKey("environments.id"))
     agent_id: Mapped[str] = mapped_column(Text)
     agent_version: Mapped[int] = mapped_column(Integer)
     # json, not jsonb: the order of an input schema's properties is part of what the model reads.

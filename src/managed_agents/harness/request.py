@@ -11,11 +11,12 @@ from managed_agents.harness.brain import Harness
 from managed_agents.harness.response import Response
 from managed_agents.harness.transcript import Transcript
 from managed_agents.model import errors
-from managed_agents.model.client import BlockFinished, MessageFinished, ModelClient, ModelRequest
-from managed_agents.model.models import ModelCatalog
+from managed_agents.model.client import ModelClient
+from managed_agents.model.events import MessageFinished, ModelRequest
+from managed_agents.model.models import Models
 from managed_agents.model.prices import list_cost
 
-OUTPUT_TOKENS_MAX = 32_000  # what a single response may take of the model's limit
+OUTPUT_TOKENS_MAX = 64_000  # of the model's own limit, what one response may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +34,56 @@ class Failed:
     message: str
     retryable: bool
     retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequester:
+    """The model as the loop sees it."""
+
+    client: ModelClient
+    models: Models
+
+    async def request(
+        self, harness: Harness, agent: dict[str, Any], transcript: Transcript, uploads: Sequence[str]
+    ) -> Finished | Failed:
+        """Ask the model for the next turn of `transcript`. Cancelling closes the connection to the model."""
+        model_id: str = agent["model"]["id"]
+        known = await self.models.retrieve(model_id)
+        body = harness.build_request(
+            agent, transcript, max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX), uploads=uploads
+        )
+        try:
+            async with self.client.stream(ModelRequest(body)) as events:
+                async for event in events:
+                    if isinstance(event, MessageFinished):
+                        return Finished(_response(event))
+        except errors.ModelError as error:
+            return _failed(error)
+        raise AssertionError("a response that ends without its last event is an error of the client")
+
+
+def _response(event: MessageFinished) -> Response:
+    return Response(
+        event.content,
+        event.usage,
+        event.model,
+        event.stop_reason,
+        event.stop_details,
+        # The served model is what is paid for, whatever was asked for.
+        list_cost(event.model, event.usage),
+        {index: bad.raw for index, bad in event.bad_inputs.items()},
+    )
+
+
+def _failed(error: errors.ModelError) -> Failed:
+    match error:
+        case errors.Overloaded():
+            return Failed("model_overloaded_error", error.message, retryable=True)
+        case errors.RateLimited():
+            return Failed(
+                "model_rate_limited_error", error.message, retryable=True, retry_after_seconds=error.retry_after
+            )
+        case errors.Billing():
+            return Failed("billing_error", error.message, retryable=False)
+        case _:
+            return Failed("model_request_failed_error", error.message, retryable=error.retryable)

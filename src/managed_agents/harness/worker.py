@@ -7,6 +7,7 @@ stops runners whose lease has gone.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from typing import cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -181,7 +182,7 @@ _EXPECTED = (LeaseLost, SessionGone, TakenAlready, TransientError, SQLAlchemyErr
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
+        for inner in cast(BaseExceptionGroup[BaseException], error).exceptions:
             yield from _leaves(inner)
     else:
         yield error

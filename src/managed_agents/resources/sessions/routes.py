@@ -16,6 +16,7 @@ from managed_agents.resources.sessions.schemas import (
 )
 from managed_agents.web import body, query
 from managed_agents.web.auth import Developer, Viewer
+from managed_agents.web.models import QueryModel
 from managed_agents.web.responses import Json
 from managed_agents.web.sse import EventStream
 
@@ -35,7 +36,7 @@ async def list_(request: Request, actor: Viewer) -> Response:
 
 @router.get("/{session_id}")
 async def retrieve(request: Request, session_id: str, actor: Viewer) -> Response:
-    query.parse(request, query.QueryModel)
+    query.parse(request, QueryModel)
     return Json(await services(request).sessions.retrieve(actor.workspace_id, session_id))
 
 
@@ -85,5 +86,5 @@ async def list_threads(request: Request, session_id: str, actor: Viewer) -> Resp
 
 @router.get("/{session_id}/threads/{thread_id}")
 async def retrieve_thread(request: Request, session_id: str, thread_id: str, actor: Viewer) -> Response:
-    query.parse(request, query.QueryModel)
+    query.parse(request, QueryModel)
     return Json(await services(request).events.thread(actor.workspace_id, session_id, thread_id))

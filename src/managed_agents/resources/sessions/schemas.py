@@ -12,14 +12,14 @@ from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
-from managed_agents.web.body import RequestModel
-from managed_agents.web.query import Flag, Instant, QueryModel
+from managed_agents.resources.agents.schemas import AgentRef
+from managed_agents.resources.sessions import served
+from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 
 IMAGE_BYTES_MAX = 5 * 1024 * 1024
 PDF_BYTES_MAX = 20 * 1024 * 1024
 URL_CHARS_MAX = 2048
 TITLE_CHARS_MAX = 500  # assumed: the hosted limit is undocumented
-NOT_SERVED = "is not served yet by this server"
 
 _MAGIC = {
     "image/png": (b"\x89PNG\r\n\x1a\n",),
@@ -59,12 +59,6 @@ def decoded(data: str, bytes_max: int) -> bytes:
     return raw
 
 
-def _refuse_file(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") == "file":  # pyright: ignore[reportUnknownMemberType]
-        raise PydanticCustomError("not_served", "source type `file` " + NOT_SERVED)
-    return value
-
-
 class TextBlock(RequestModel):
     type: Literal["text"]
     text: NonBlank
@@ -93,7 +87,7 @@ class UrlSource(RequestModel):
 class ImageBlock(RequestModel):
     type: Literal["image"]
     source: Annotated[
-        Annotated[Base64ImageSource | UrlSource, Field(discriminator="type")], BeforeValidator(_refuse_file)
+        Annotated[Base64ImageSource | UrlSource, Field(discriminator="type")], BeforeValidator(served.source)
     ]
 
 
@@ -120,7 +114,7 @@ class DocumentBlock(RequestModel):
     type: Literal["document"]
     source: Annotated[
         Annotated[Base64DocumentSource | TextDocumentSource | UrlSource, Field(discriminator="type")],
-        BeforeValidator(_refuse_file),
+        BeforeValidator(served.source),
     ]
     title: str | None = None
     context: str | None = None
@@ -139,27 +133,10 @@ class UserInterrupt(RequestModel):
     session_thread_id: str | None = None
 
 
-_UNSERVED_EVENTS = (
-    "user.tool_confirmation",
-    "user.custom_tool_result",
-    "user.tool_result",
-    "user.define_outcome",
-    "system.message",
-)
-
-
-def _refuse_unserved(value: Any) -> Any:
-    if isinstance(value, dict):
-        kind = value.get("type")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if kind in _UNSERVED_EVENTS:
-            raise PydanticCustomError("not_served", f"event type `{kind}` " + NOT_SERVED)
-    return value
-
-
 ClientEvent = Annotated[
-    Annotated[UserMessage | UserInterrupt, Field(discriminator="type")], BeforeValidator(_refuse_unserved)
+    Annotated[UserMessage | UserInterrupt, Field(discriminator="type")], BeforeValidator(served.event)
 ]
-InitialEvent = Annotated[UserMessage, BeforeValidator(_refuse_unserved)]
+InitialEvent = Annotated[UserMessage, BeforeValidator(served.event)]
 
 
 class SendEvents(RequestModel):
@@ -174,67 +151,36 @@ class FileResource(RequestModel):
     mount_path: str | None = None
 
 
-def _refuse_resource(value: Any) -> Any:
-    if isinstance(value, dict):
-        kind = value.get("type")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if kind in ("github_repository", "memory_store"):
-            raise PydanticCustomError("not_served", f"resource type `{kind}` " + NOT_SERVED)
-    return value
+Resource = Annotated[FileResource, BeforeValidator(served.resource)]
 
-
-Resource = Annotated[FileResource, BeforeValidator(_refuse_resource)]
-
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=limits.METADATA_KEY_CHARS_MAX)]
-MetadataValue = Annotated[str, StringConstraints(max_length=limits.METADATA_VALUE_CHARS_MAX)]
 Title = Annotated[str, StringConstraints(max_length=TITLE_CHARS_MAX)]
 RESOURCES_MAX = 500  # spec: file resources per session
 
 
-def _unserved(value: Any, name: str) -> Any:
-    if value not in (None, []):
-        raise PydanticCustomError("not_served", f"`{name}` " + NOT_SERVED)
-    return value
-
-
 class CreateSession(RequestModel):
-    """`POST /v1/sessions`. `agent` is parsed by the agents' own rules (three forms)."""
+    """`POST /v1/sessions`."""
 
-    agent: str | dict[str, Any]
+    agent: AgentRef
     environment_id: str
     title: Title | None = None
-    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=limits.METADATA_PAIRS_MAX)
+    metadata: dict[str, str] | None = None
     resources: list[Resource] = Field(default_factory=list[Resource], max_length=RESOURCES_MAX)
-    vault_ids: list[str] | None = None
-    budget: dict[str, Any] | None = None
+    vault_ids: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
+    budget: Annotated[None, BeforeValidator(served.nothing)] = None
     initial_events: list[InitialEvent] = Field(
         default_factory=list[InitialEvent], max_length=limits.EVENTS_PER_SEND_MAX
     )
-
-    @field_validator("vault_ids", "budget", mode="after")
-    @classmethod
-    def _not_served(cls, value: Any, info: Any) -> Any:
-        return _unserved(value, info.field_name)
 
 
 class UpdateSession(RequestModel):
     """`POST /v1/sessions/{id}`: fields that were not sent keep their value."""
 
     title: Title | None = None
-    metadata: dict[MetadataKey, MetadataValue | None] | None = None
-    vault_ids: Any = None
-    budget: dict[str, Any] | None = None
-    agent: dict[str, Any] | None = None
-
-    @field_validator("vault_ids", mode="after")
-    @classmethod
-    def _vaults(cls, value: Any) -> Any:
-        # spec: session_update_params.py, any value is rejected
-        raise PydanticCustomError("vault_ids", "updating vault_ids is not yet supported")
-
-    @field_validator("budget", "agent", mode="after")
-    @classmethod
-    def _not_served(cls, value: Any, info: Any) -> Any:
-        raise PydanticCustomError("not_served", f"updating `{info.field_name}` " + NOT_SERVED)
+    metadata: dict[str, str | None] | None = None
+    # spec: session_update_params.py, any value of vault_ids is rejected
+    vault_ids: Annotated[None, BeforeValidator(served.never)] = None
+    budget: Annotated[None, BeforeValidator(served.never)] = None
+    agent: Annotated[None, BeforeValidator(served.never)] = None
 
 
 Status = Literal["rescheduling", "running", "idle", "terminated"]
@@ -279,12 +225,7 @@ class ListEvents(QueryModel):
 class StreamEvents(QueryModel):
     """`GET /v1/sessions/{id}/events/stream`."""
 
-    event_deltas: list[str] | None = None
-
-    @field_validator("event_deltas", mode="after")
-    @classmethod
-    def _not_served(cls, value: Any) -> Any:
-        return _unserved(value, "event_deltas")
+    event_deltas: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
 
 
 class ListThreads(QueryModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import func, insert, select, tuple_, update
 
-from managed_agents.core import ids, limits
+from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
@@ -23,7 +23,7 @@ from managed_agents.resources.environments import service as environments
 from managed_agents.resources.sessions import inputs, mounts
 from managed_agents.resources.sessions.present import session_json
 from managed_agents.resources.sessions.schemas import CreateSession, ListSessions, UpdateSession
-from managed_agents.web import pagination
+from managed_agents.web import metadata, pagination
 
 Json = dict[str, Any]
 LISTING = "sessions"
@@ -51,7 +51,7 @@ class Sessions:
         session_id = SessionId(ids.new_id(ids.SESSION))
         thread_id = ids.new_id(ids.THREAD)
         async with self.db.transaction() as tx:
-            agent = (await agents.resolve_for_session(tx, workspace_id, body.agent)).body
+            agent = await agents.resolve_for_session(tx, workspace_id, body.agent)
             environment = await environments.usable_for_session(tx, workspace_id, body.environment_id)
             at: datetime = (await tx.execute(select(func.clock_timestamp()))).scalar_one()
             await tx.execute(
@@ -65,7 +65,7 @@ class Sessions:
                     environment_config=environment.config,
                     primary_thread_id=thread_id,
                     title=body.title,
-                    metadata=body.metadata,
+                    metadata=metadata.checked(body.metadata or {}),
                     created_at=at,
                     updated_at=at,
                 )
@@ -114,9 +114,9 @@ class Sessions:
             changed: Json = {}
             if "title" in sent and body.title != stored.title:
                 changed["title"] = body.title
-            metadata = _merged(stored.metadata, body.metadata or {})
-            if metadata != stored.metadata:
-                changed["metadata"] = metadata
+            labels = metadata.merged(stored.metadata, body.metadata or {})
+            if labels != stored.metadata:
+                changed["metadata"] = labels
             if changed:
                 await tx.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(**changed))
                 # spec: beta_managed_agents_session_updated_event.py, metadata is absent when it became empty
@@ -170,7 +170,7 @@ class Sessions:
             await tx.execute(
                 update(SESSIONS)
                 .where(SESSIONS.c.id == session_id)
-                .values(deleted_at=head.at, owner=None, epoch=SESSIONS.c.epoch + 1)
+                .values(deleted_at=head.at, environment_id=None, owner=None, epoch=SESSIONS.c.epoch + 1)
             )
         self.hints.changed(session_id)
         return {"id": session_id, "type": "session_deleted"}
@@ -193,14 +193,6 @@ def _busy(head: log.Head) -> str | None:
     if head.state.status in BUSY:
         return head.state.status
     return "running" if head.inbox_count else None
-
-
-def _merged(stored: dict[str, str], patch: dict[str, str | None]) -> dict[str, str]:
-    merged = {**stored, **patch}
-    result = {key: value for key, value in merged.items() if value is not None}
-    if len(result) > limits.METADATA_PAIRS_MAX:
-        raise InvalidRequest(f"metadata: at most {limits.METADATA_PAIRS_MAX} pairs are allowed")
-    return result
 
 
 async def _read(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Json:

@@ -1,0 +1,304 @@
+"""The harness's client of the Messages API: one streamed request at a time, failures as our own error
+classes.
+
+Built on the official SDK for authentication, headers and error bodies, with its retries off: retrying is
+visible to users and therefore the harness's job. Endpoint and key come from `Endpoint` only; no environment
+variable of the SDK has a say.
+
+Cancellation closes the connection at once, which is how the upstream learns to stop generating. Every wait
+is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECONDS`, the whole response by
+`MODEL_REQUEST_SECONDS` (looked at whenever bytes arrive, so exceeded by one silence at most).
+"""
+
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Protocol, cast
+
+import anyio
+import httpx2
+import orjson
+from anthropic import (
+    AnthropicError,
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncAnthropic,
+    AsyncStream,
+    DefaultAsyncHttpxClient,
+)
+
+from managed_agents.core.limits import MODEL_CONNECT_SECONDS, MODEL_REQUEST_SECONDS, MODEL_STALL_SECONDS
+from managed_agents.model.endpoint import Endpoint
+from managed_agents.model.errors import (
+    BadRequest,
+    Cut,
+    ModelError,
+    ServerFailed,
+    Stalled,
+    error_of_event,
+    error_of_status,
+    redacted,
+)
+from managed_agents.model.events import (
+    JsonObject,
+    MessageFinished,
+    MessageFold,
+    ModelEvent,
+    ModelRequest,
+    ProtocolBroken,
+)
+from managed_agents.model.sse import EventTooLarge, SseParser
+
+POOLS_MAX = 32  # a pool's bookkeeping is linear in its connections: many small ones for hundreds of streams
+STREAMS_PER_POOL = 64
+KEEPALIVE_SECONDS = 30.0  # shorter than servers keep idle connections, or the first byte meets a closed one
+DRAIN_SECONDS = 0.5
+CLOSE_SECONDS = 2.0
+RESPONSE_BYTES_MAX = 128 * 1024 * 1024
+
+
+class ModelClient(Protocol):
+    """What the harness needs of a model."""
+
+    def stream(self, request: ModelRequest) -> AbstractAsyncContextManager[AsyncIterator[ModelEvent]]:
+        """Send `request`; the events end with `MessageFinished`.
+
+        Raises: a ModelError, on entering or while iterating. Cancelling, or leaving early, closes the connection.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Bounds of one request."""
+
+    connect_seconds: float = MODEL_CONNECT_SECONDS
+    stall_seconds: float = MODEL_STALL_SECONDS
+    request_seconds: float = MODEL_REQUEST_SECONDS
+
+
+class SealedAnthropic(AsyncAnthropic):
+    """The SDK's client without what it takes from the environment: headers, tracing, URL, credentials."""
+
+    def __init__(self, endpoint: Endpoint, http_client: httpx2.AsyncClient) -> None:
+        super().__init__(
+            api_key=endpoint.api_key.get_secret_value(),
+            base_url=endpoint.base_url,
+            max_retries=0,
+            http_client=http_client,
+            open_telemetry=False,
+        )
+        self._custom_headers = {}  # ANTHROPIC_CUSTOM_HEADERS could carry another service's credentials
+
+
+def http_client(
+    endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext | bool
+) -> httpx2.AsyncClient:
+    """Return one connection pool. Proxy variables count, except for a loopback endpoint."""
+    limits = httpx2.Limits(
+        max_connections=None,
+        max_keepalive_connections=STREAMS_PER_POOL,
+        keepalive_expiry=KEEPALIVE_SECONDS,
+    )
+    connect = deadlines.connect_seconds
+    timeout = httpx2.Timeout(deadlines.stall_seconds, connect=connect, pool=connect)
+    if endpoint.is_loopback:
+        return httpx2.AsyncClient(
+            limits=limits, timeout=timeout, follow_redirects=False, trust_env=False, mounts={}
+        )
+    return DefaultAsyncHttpxClient(limits=limits, timeout=timeout, follow_redirects=False, verify=verify)
+
+
+@dataclass(slots=True)
+class _Pool:
+    client: SealedAnthropic
+    streams: int = 0
+
+
+class AnthropicModelClient:
+    """`ModelClient` over HTTP. One per process; `aclose` ends its connections."""
+
+    def __init__(self, endpoint: Endpoint, *, deadlines: Deadlines | None = None) -> None:
+        self._deadlines = deadlines or Deadlines()
+        self._endpoint = endpoint
+        self._secret = endpoint.api_key.get_secret_value()
+        # Made once: loading the certificates takes tens of milliseconds.
+        self._verify = httpx2.create_ssl_context() if endpoint.base_url.startswith("https:") else True
+        self._pools = [self._new_pool()]
+
+    @property
+    def anthropic(self) -> AsyncAnthropic:
+        """The SDK client, for endpoints other than messages."""
+        return self._pools[0].client
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for pool in self._pools:
+            await pool.client.close()
+
+    def _new_pool(self) -> "_Pool":
+        return _Pool(
+            SealedAnthropic(self._endpoint, http_client(self._endpoint, self._deadlines, self._verify))
+        )
+
+    def _pool(self) -> "_Pool":
+        """Return the first pool with room, so that few streams share few warm connections."""
+        for pool in self._pools:
+            if pool.streams < STREAMS_PER_POOL:
+                return pool
+        if len(self._pools) < POOLS_MAX:
+            self._pools.append(self._new_pool())
+            return self._pools[-1]
+        return min(self._pools, key=lambda pool: pool.streams)
+
+    @asynccontextmanager
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[AsyncIterator[ModelEvent]]:
+        """See `ModelClient.stream`."""
+        deadline = time.monotonic() + self._deadlines.request_seconds
+        pool = self._pool()
+        pool.streams += 1
+        try:
+            stream = await self._open(pool.client, request)
+            response = stream.response
+            chunks = response.aiter_bytes()
+            reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
+            try:
+                yield reading.events()
+                if reading.finished:  # read the end of the body, so that the connection can be used again
+                    with anyio.move_on_after(DRAIN_SECONDS):
+                        await reading.drain()
+            finally:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+                    await stream.close()
+        finally:
+            pool.streams -= 1
+
+    async def _open(self, client: AsyncAnthropic, request: ModelRequest) -> AsyncStream[object]:
+        try:
+            content = orjson.dumps({**request.body, "stream": True})
+        except TypeError as error:
+            raise BadRequest(f"The request cannot be encoded: {error}") from error
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        if request.betas:
+            headers["anthropic-beta"] = ",".join(request.betas)
+        try:
+            stream = await client.post(
+                "/v1/messages",
+                cast_to=object,
+                content=content,
+                options={"headers": headers},
+                stream=True,
+                stream_cls=AsyncStream[object],
+            )
+        except AnthropicError as error:
+            raise self.error_of(error) from error
+        content_type = stream.response.headers.get("content-type", "")
+        if not content_type.startswith("text/event-stream"):
+            await stream.close()
+            shown = content_type[:100] or "no content type"
+            raise ServerFailed(f"The model endpoint answered a stream request with {shown}")
+        return stream
+
+    def error_of(self, error: AnthropicError) -> ModelError:
+        """Translate what the SDK raises. No key survives in the message."""
+        if isinstance(error, APIStatusError):
+            return error_of_status(
+                error.status_code,
+                error.body,
+                request_id=error.request_id,
+                retry_after=retry_after_seconds(error.response.headers),
+                secret=self._secret,
+            )
+        if isinstance(error, APITimeoutError):
+            if isinstance(error.__cause__, (httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+                return Cut("No connection to the model endpoint in time")
+            return Stalled("The model endpoint did not answer in time")
+        if isinstance(error, APIConnectionError):
+            cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+            return Cut(redacted(f"No connection to the model endpoint{cause}", self._secret))
+        return ServerFailed(redacted(str(error), self._secret))
+
+
+class _Reading:
+    """One response body being read."""
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], request_id: str | None, deadline: float, secret: str
+    ) -> None:
+        self._chunks = chunks
+        self._request_id = request_id
+        self._deadline = deadline
+        self._secret = secret
+        self.finished = False
+
+    async def events(self) -> AsyncIterator[ModelEvent]:
+        fold = MessageFold(self._request_id)
+        parser = SseParser()
+        size = 0
+        async for chunk in self._translated():
+            size += len(chunk)
+            if time.monotonic() > self._deadline:
+                raise Stalled("The response did not end in time", request_id=self._request_id)
+            if size > RESPONSE_BYTES_MAX:
+                raise ServerFailed("The response is too large", request_id=self._request_id)
+            try:
+                for name, data in parser.feed(chunk):
+                    event = self._event(fold, name, data)
+                    if event is not None:
+                        self.finished = isinstance(event, MessageFinished)
+                        yield event
+                    if self.finished:
+                        return
+            except (ProtocolBroken, EventTooLarge, orjson.JSONDecodeError) as error:
+                message = f"The response is not a Messages API stream: {error}"
+                raise ServerFailed(redacted(message, self._secret), request_id=self._request_id) from error
+        raise Cut("The response ended before the message did", request_id=self._request_id)
+
+    def _event(self, fold: MessageFold, name: bytes, data: bytes) -> ModelEvent | None:
+        if name == b"ping":
+            return None
+        decoded = orjson.loads(data)
+        if name == b"error":
+            raise error_of_event(decoded, request_id=self._request_id, secret=self._secret)
+        if not isinstance(decoded, dict):
+            raise ProtocolBroken("event data is not an object")
+        return fold.fold(cast("JsonObject", decoded))
+
+    async def _translated(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except httpx2.ReadTimeout as error:
+            raise Stalled("The response fell silent", request_id=self._request_id) from error
+        except (httpx2.TransportError, httpx2.StreamError) as error:
+            message = redacted(f"The connection broke inside the response: {error}", self._secret)
+            raise Cut(message, request_id=self._request_id) from error
+        except httpx2.DecodingError as error:
+            raise ServerFailed("The response's encoding is broken", request_id=self._request_id) from error
+
+    async def drain(self) -> None:
+        """Read what follows the last event. Errors do not matter any more: the message is complete."""
+        try:
+            async for _ in self._chunks:
+                pass
+        except httpx2.HTTPError:
+            return
+
+
+def retry_after_seconds(headers: httpx2.Headers) -> float | None:
+    """Return what `retry-after` asks for: seconds or a date; None when absent or senseless."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), 86_400.0) if seconds == seconds else None

@@ -1,0 +1,67 @@
+"""Which Messages API the harness talks to: pure, decided from our own settings and `ANTHROPIC_API_KEY`
+alone.
+
+`ANTHROPIC_BASE_URL`, `ANTHROPIC_AUTH_TOKEN` and profiles are ignored on purpose: a user whose shell points
+at this very server would make it call itself.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from anthropic.lib.credentials._constants import DEFAULT_BASE_URL
+from pydantic import SecretStr
+
+from managed_agents.core.settings import Settings
+
+PLACEHOLDER_KEY = "no-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where model requests go and with which key."""
+
+    base_url: str
+    api_key: SecretStr
+    is_real_api: bool
+    is_loopback: bool
+
+
+def resolve_endpoint(settings: Settings, environ: Mapping[str, str]) -> Endpoint | None:
+    """Return the effective endpoint, or None when neither MODEL_BASE_URL nor ANTHROPIC_API_KEY is set.
+
+    Raises: ValueError when MODEL_BASE_URL is not an http(s) URL.
+    """
+    key = environ.get("ANTHROPIC_API_KEY", "").strip()
+    if settings.model_base_url:
+        base_url = settings.model_base_url.strip().rstrip("/")
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("MODEL_BASE_URL is not an http or https URL")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "MODEL_BASE_URL carries a user, a query or a fragment; give the key as MODEL_API_KEY"
+            )
+        own = settings.model_api_key.get_secret_value() if settings.model_api_key is not None else ""
+        return Endpoint(
+            base_url=base_url,
+            api_key=SecretStr(own or key or PLACEHOLDER_KEY),
+            is_real_api=parts.hostname == urlsplit(DEFAULT_BASE_URL).hostname,
+            is_loopback=is_loopback_host(parts.hostname),
+        )
+    if key:
+        return Endpoint(
+            base_url=DEFAULT_BASE_URL, api_key=SecretStr(key), is_real_api=True, is_loopback=False
+        )
+    return None
+
+
+def is_loopback_host(host: str) -> bool:
+    """Say whether `host` is this machine by its very name; nothing is resolved."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

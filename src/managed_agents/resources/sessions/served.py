@@ -1,0 +1,62 @@
+"""What of sessions this server does not serve yet; the only place for such refusals. A later feature lifts its own line.
+
+Each function is a validator that runs before a value's own shape is looked at, so that the message names the thing itself
+and not some detail of it.
+"""
+
+from typing import Any, cast
+
+from pydantic_core import PydanticCustomError
+
+EVENTS = frozenset(
+    {
+        "user.tool_confirmation",
+        "user.custom_tool_result",
+        "user.tool_result",
+        "user.define_outcome",
+        "system.message",
+    }
+)
+RESOURCES = frozenset({"github_repository", "memory_store"})
+SOURCES = frozenset({"file"})
+
+
+def _refusal(what: str) -> PydanticCustomError:
+    return PydanticCustomError("not_served", "{what} is not served yet by this server", {"what": what})
+
+
+def _kind(value: Any) -> object:
+    return cast(dict[str, object], value).get("type") if isinstance(value, dict) else None
+
+
+def event(value: Any) -> Any:
+    """Refuse events whose effect is not built."""
+    if (kind := _kind(value)) in EVENTS:
+        raise _refusal(f'"{kind}"')
+    return cast(object, value)
+
+
+def resource(value: Any) -> Any:
+    """Refuse resources that cannot be mounted."""
+    if (kind := _kind(value)) in RESOURCES:
+        raise _refusal(f'"{kind}"')
+    return cast(object, value)
+
+
+def source(value: Any) -> Any:
+    """Refuse content sources that cannot be resolved."""
+    if (kind := _kind(value)) in SOURCES:
+        raise _refusal(f'source type "{kind}"')
+    return cast(object, value)
+
+
+def nothing(value: Any) -> Any:
+    """Refuse any value but null and the empty list."""
+    if value not in (None, []):
+        raise _refusal("this field")
+    return cast(object, value)
+
+
+def never(_value: Any) -> Any:
+    """Refuse the field itself."""
+    raise _refusal("this field")

@@ -1,0 +1,1 @@
+"""The hands: where model-written code runs. `backend` is the seam, `docker` and `local` implement it."""

@@ -1,0 +1,225 @@
+"""The seam between the harness and the hands.
+
+A backend makes sandboxes and finds them again; a `Sandbox` is a handle on one, held by whoever works with it and rebuilt
+at will from the id alone. Nothing durable is in these objects: a worker may die between any two calls, and the next one
+attaches. Invariant: a tool use id runs at most once in the life of a sandbox generation.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Which = Literal["disk", "memory", "pids", "outcomes"]
+Capability = Literal["isolation", "network", "memory", "pids", "cpus", "disk"]
+Owner = Literal["root", "agent"]
+SandboxKey = tuple[str, int]
+"""Id and generation."""
+
+
+class SandboxError(Exception):
+    """The hands could not do what was asked; nothing more is known."""
+
+
+class SandboxGone(SandboxError):
+    """The sandbox is dead or was never there. A call under way is ambiguous: it may have run in part."""
+
+
+class SandboxBusy(SandboxError):
+    """The runner takes no more calls until outcomes are acknowledged. Try again later."""
+
+
+class LimitHit(SandboxError):
+    """A bound of the sandbox stopped the request."""
+
+    def __init__(self, which: Which, message: str = "") -> None:
+        super().__init__(message or f"limit hit: {which}")
+        self.which: Which = which
+
+
+class StaleEpoch(SandboxError):
+    """Someone with a higher epoch owns the session: stop and write nothing more."""
+
+
+class CallUnknown(SandboxError):
+    """The runner has no call of this id: it never began there, or its outcome was acknowledged."""
+
+
+class PathNotFound(SandboxError):
+    """No such file in the sandbox."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one sandbox. A backend that cannot enforce one lacks it in `capabilities`."""
+
+    memory_bytes: int = 8 * 1024**3
+    disk_bytes: int = 10 * 1024**3
+    cpus: float = 2.0
+    pids: int = 512
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """What to make. `(id, generation)` names it; a higher generation replaces a lost sandbox."""
+
+    id: str
+    generation: int
+    image: str
+    limits: Limits = field(default_factory=Limits)
+    network: Literal["none"] = "none"
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Added to the commands' environment. Never a secret: commands can print it."""
+    session_id: str | None = None
+    """For labels only."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tool call. `epoch` is the caller's lease epoch, `input` the model's arguments."""
+
+    tool_use_id: str
+    epoch: int
+    name: str
+    input: Mapping[str, Any]
+    deadline_seconds: float = 600.0
+    """Longest run time, a cap on the model's own `timeout_ms`. Waiting for another `bash` call is not counted."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A tool's answer: content blocks as the model takes them. Errors carry one text block."""
+
+    content: list[dict[str, Any]]
+    is_error: bool
+    spill_path: str | None = None
+    """Where in the sandbox the full output is, when `content` is only its preview."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A regular file; `path` is relative to the directory listed."""
+
+    path: str
+    size: int
+    mtime: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A sandbox as the backend finds it."""
+
+    id: str
+    generation: int
+    session_id: str | None
+    running: bool
+
+
+class Sandbox(Protocol):
+    """A handle on one sandbox. Any method raises `SandboxGone` when the sandbox is really dead, and only then: a lost
+    connection to a living runner is made again inside."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    async def execute(self, call: Call) -> Outcome:
+        """Run a call, or attach to it when its id is known to the runner, or return its kept outcome. Repeating is safe.
+        Cancelling the awaiting task leaves the call running.
+
+        Raises: StaleEpoch, SandboxBusy.
+        """
+        ...
+
+    async def collect(self, tool_use_id: str, epoch: int) -> Outcome:
+        """As `execute` for a call that must have begun already.
+
+        Raises: CallUnknown, StaleEpoch.
+        """
+        ...
+
+    async def cancel(self, tool_use_id: str, epoch: int) -> None:
+        """End a running call; whoever waits for it gets an error outcome. A finished one stays as it is.
+
+        Raises: CallUnknown, StaleEpoch.
+        """
+        ...
+
+    async def ack(self, tool_use_id: str) -> None:
+        """Say that the outcome is in the log, so that the runner may forget it. Repeating is safe."""
+        ...
+
+    async def put(
+        self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644
+    ) -> None:
+        """Write a file; it appears complete or not at all. Parents are created. `root` files are read-only to commands
+        and belong below /mnt/session/uploads, /mnt/session/skills or /mnt/memory.
+
+        Raises: LimitHit("disk").
+        """
+        ...
+
+    def get(self, path: str) -> AsyncIterator[bytes]:
+        """Read a file, as the commands' uid. Exhaust or close the iterator.
+
+        Raises: PathNotFound.
+        """
+        ...
+
+    async def listing(self, path: str) -> list[FileEntry]:
+        """Return the regular files below a directory (at most 10,000), as the commands' uid. None when it is missing."""
+        ...
+
+    def snapshot(self) -> AsyncIterator[bytes]:
+        """Read a gzip-compressed tar of the session's directories, as far as commands may read them."""
+        ...
+
+    async def aclose(self) -> None:
+        """Drop this handle's connections. The sandbox goes on."""
+        ...
+
+    async def stop(self) -> None:
+        """End its processes, keep its disk. `SandboxBackend.attach` starts it again."""
+        ...
+
+    async def destroy(self) -> None:
+        """Remove everything of it. Repeating is safe."""
+        ...
+
+
+class SandboxBackend(Protocol):
+    """Makes and finds sandboxes of one installation on this host."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What is really enforced here."""
+        ...
+
+    async def provision(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox and wait until it takes calls. Repeating attaches to what is there; a half-made one is made
+        anew.
+
+        Raises: SandboxError.
+        """
+        ...
+
+    async def attach(self, id: str) -> Sandbox:  # noqa: A002 - the seam's word
+        """Return a handle on the highest generation of `id`, starting it when it is stopped.
+
+        Raises: SandboxGone when there is none.
+        """
+        ...
+
+    async def list(self) -> Sequence[Labelled]:
+        """Return every sandbox of this installation on this host."""
+        ...
+
+    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
+        """Destroy every sandbox, mount, disk and socket of this installation not in `known`; return which."""
+        ...
+
+    async def aclose(self) -> None:
+        """Drop connections to the engine. Sandboxes go on."""
+        ...

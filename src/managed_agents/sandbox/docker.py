@@ -1,0 +1,378 @@
+"""The `docker` backend: one hardened container a sandbox, the runner as its main process, no engine call per tool call.
+
+The engine's labels are the list of sandboxes; this process keeps none. A worker that dies in the midst of `provision`
+leaves a container without the `ready` mark in its directory: the next `provision` makes it anew, the collector removes it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import aiodocker
+import aiohttp
+import anyio
+import anyio.to_thread
+from aiodocker.containers import DockerContainer
+
+from managed_agents.sandbox import disk, layout, seccomp
+from managed_agents.sandbox.backend import Capability, Labelled, SandboxError, SandboxGone, SandboxKey, SandboxSpec
+from managed_agents.sandbox.client import RunnerClient
+from managed_agents.sandbox.handle import RunnerSandbox
+
+ENGINE_SECONDS = 60.0
+LABEL = "managed-agents"
+SOCKET_DIRECTORY = "/run/managed-agents/socket"
+STATE_DIRECTORY = "/run/managed-agents/state"
+CODE_DIRECTORY = "/opt/managed-agents"
+HOME = "/home/agent"
+LOG_BYTES_MAX = "1m"
+
+# Directory on the session disk to path in the sandbox.
+_MOUNTS = {
+    "workspace": "/workspace",
+    "home": HOME,
+    "tmp": "/tmp",
+    "session": "/mnt/session",
+    "memory": "/mnt/memory",
+}  # noqa: S108
+
+DiskMode = Literal["auto", "loop", "volume"]
+
+
+@asynccontextmanager
+async def _engine(what: str) -> AsyncIterator[None]:
+    """Bound a request to the engine and translate its failures."""
+    try:
+        with anyio.fail_after(ENGINE_SECONDS):
+            yield
+    except aiodocker.DockerError as error:
+        raise SandboxError(f"the engine failed to {what}: {error.message}") from error
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise SandboxError(f"the engine does not answer ({what}): {type(error).__name__}: {error}") from error
+
+
+class DockerBackend:
+    """Sandboxes as containers of the local engine."""
+
+    def __init__(
+        self,
+        *,
+        installation: str,
+        data_dir: Path,
+        run_dir: Path,
+        uid_base: int = 64000,
+        runtime: str | None = None,
+        disk_mode: DiskMode = "auto",
+    ) -> None:
+        """`installation` keeps several on one engine apart. `disk_mode` "auto": sized disks as root, else volumes."""
+        self._installation = installation
+        self._data_dir, self._run_dir = data_dir, run_dir
+        self._uid_base, self._runtime = uid_base, runtime
+        self._sized = disk.supported() if disk_mode == "auto" else disk_mode == "loop"
+        self._docker: aiodocker.Docker | None = None
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        every: tuple[Capability, ...] = ("isolation", "network", "memory", "pids", "cpus")
+        return frozenset({*every, "disk"} if self._sized else every)
+
+    @property
+    def _client(self) -> aiodocker.Docker:
+        if self._docker is None:
+            self._docker = aiodocker.Docker()
+        return self._docker
+
+    async def aclose(self) -> None:
+        if self._docker is not None:
+            await self._docker.close()
+            self._docker = None
+
+    def _places(self, id: str, generation: int) -> layout.Places:  # noqa: A002
+        return layout.places(self._data_dir, self._run_dir, id, generation)
+
+    def _handle(self, id: str, generation: int) -> RunnerSandbox:  # noqa: A002
+        places = self._places(id, generation)
+        host = _ContainerHost(self, id, generation)
+        return RunnerSandbox(id, generation, RunnerClient(places.socket), host)
+
+    def container_name(self, id: str, generation: int) -> str:  # noqa: A002
+        """Return the name of the container, unique in the engine."""
+        return f"ma-{self._installation}-{layout.key(id, generation)}"
+
+    # making
+
+    async def provision(self, spec: SandboxSpec) -> RunnerSandbox:
+        places = self._places(spec.id, spec.generation)
+        handle = self._handle(spec.id, spec.generation)
+        if (places.home / "ready").exists():
+            await self.start(spec.id, spec.generation)
+            return handle
+        await self.remove(spec.id, spec.generation)
+        uid = self._uid_base + zlib.crc32(spec.id.encode()) % layout.UIDS
+        await self._prepare(places, spec, uid)
+        async with _engine("create a container"):
+            container = await self._client.containers.create(
+                self._container(spec, places, uid), name=self.container_name(spec.id, spec.generation)
+            )
+            await container.start()
+        await handle.hello()
+        (places.home / "ready").touch()
+        return handle
+
+    async def _prepare(self, places: layout.Places, spec: SandboxSpec, uid: int) -> None:
+        places.home.mkdir(parents=True, mode=0o711)
+        places.run.mkdir(parents=True)
+        places.run.chmod(0o2770)
+        if self._sized:
+            places.state.mkdir(mode=0o700)
+            await disk.create(places.home / "disk.img", spec.limits.disk_bytes)
+            await disk.mount(places.home / "disk.img", places.home / "disk")
+            layout.make_tree(places.home / "disk", uid)
+        else:
+            await self._prepare_volumes(spec, uid)
+
+    def _volume(self, id: str, generation: int, name: str) -> str:  # noqa: A002
+        return f"{self.container_name(id, generation)}-{name}"
+
+    async def _prepare_volumes(self, spec: SandboxSpec, uid: int) -> None:
+        """Make volumes and, because only the engine may write to them, have a short-lived container own them out."""
+        script = (
+            "cd /volumes && chmod 755 workspace home memory session && chmod 1777 tmp && chmod 700 state && cd session && "
+            f"mkdir uploads skills outputs tool_outputs && chown {uid}:{uid} outputs tool_outputs ../workspace ../home"
+        )
+        names = [*_MOUNTS, "state"]
+        binds = [f"{self._volume(spec.id, spec.generation, name)}:/volumes/{name}" for name in names]
+        async with _engine("prepare volumes"):
+            for name in names:
+                labels = self._labels(spec)
+                await self._client.volumes.create(
+                    {"Name": self._volume(spec.id, spec.generation, name), "Labels": labels}
+                )
+            container = await self._client.containers.create(
+                {
+                    "Image": spec.image,
+                    "Cmd": ["/bin/sh", "-ec", script],
+                    "Labels": {**self._labels(spec), f"{LABEL}.part": "volumes"},
+                    "HostConfig": {
+                        "Binds": binds,
+                        "NetworkMode": "none",
+                        "CapDrop": ["ALL"],
+                        "CapAdd": ["CHOWN"],
+                    },
+                }
+            )
+            try:
+                await container.start()
+                ended = await container.wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await container.delete(force=True)
+        if ended["StatusCode"] != 0:
+            raise SandboxError(f"preparing volumes failed with status {ended['StatusCode']}")
+
+    def _labels(self, spec: SandboxSpec) -> dict[str, str]:
+        labels = {
+            f"{LABEL}.installation": self._installation,
+            f"{LABEL}.sandbox": spec.id,
+            f"{LABEL}.generation": str(spec.generation),
+        }
+        return labels | ({f"{LABEL}.session": spec.session_id} if spec.session_id is not None else {})
+
+    def _binds(self, spec: SandboxSpec, places: layout.Places) -> list[str]:
+        if self._sized:
+            sources = {name: str(places.home / "disk" / name) for name in _MOUNTS}
+            state = str(places.state)
+        else:
+            sources = {name: self._volume(spec.id, spec.generation, name) for name in _MOUNTS}
+            state = self._volume(spec.id, spec.generation, "state")
+        code = layout.install_runner(self._data_dir)
+        return [
+            *(f"{sources[name]}:{target}:rw" for name, target in _MOUNTS.items()),
+            f"{state}:{STATE_DIRECTORY}:rw",
+            f"{places.run}:{SOCKET_DIRECTORY}:rw",
+            f"{code}:{CODE_DIRECTORY}:ro",
+        ]
+
+    def _container(self, spec: SandboxSpec, places: layout.Places, uid: int) -> dict[str, Any]:
+        config = layout.runner_config(
+            socket=f"{SOCKET_DIRECTORY}/runner.sock",
+            state=STATE_DIRECTORY,
+            uid=uid,
+            environment=layout.environment(HOME, spec.env),
+        )
+        boot = layout.BOOT.format(CODE_DIRECTORY)
+        limits = spec.limits
+        return {
+            "Image": spec.image,
+            "Cmd": ["python3", "-I", "-S", "-B", "-c", boot, config.to_json()],
+            "Entrypoint": [],
+            "Env": [],
+            "User": "0:0",
+            "WorkingDir": "/",
+            "Hostname": "sandbox",
+            "Labels": self._labels(spec),
+            "HostConfig": {
+                "Binds": self._binds(spec, places),
+                "NetworkMode": spec.network,
+                "CapDrop": ["ALL"],
+                "CapAdd": ["SETUID", "SETGID", "KILL"],
+                "SecurityOpt": ["no-new-privileges", f"seccomp={json.dumps(seccomp.profile())}"],
+                "ReadonlyRootfs": True,
+                "Init": True,
+                "IpcMode": "private",
+                "Memory": limits.memory_bytes,
+                "MemorySwap": limits.memory_bytes,
+                "NanoCpus": int(min(limits.cpus, os.cpu_count() or 1) * 1e9),
+                "PidsLimit": limits.pids,
+                "GroupAdd": [str(os.getegid())] if os.geteuid() != 0 else [],
+                "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+                "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES_MAX, "max-file": "1"}},
+                **({"Runtime": self._runtime} if self._runtime is not None else {}),
+            },
+        }
+
+    # finding
+
+    async def find(self, id: str, generation: int) -> DockerContainer | None:  # noqa: A002
+        """Return the container, None when there is none."""
+        try:
+            async with _engine("look up a container"):
+                return await self._client.containers.get(self.container_name(id, generation))
+        except SandboxError as error:
+            if isinstance(error.__cause__, aiodocker.DockerError) and error.__cause__.status == 404:
+                return None
+            raise
+
+    async def start(self, id: str, generation: int) -> None:  # noqa: A002
+        """Start a stopped container and wait for its runner. Raises: SandboxGone."""
+        container = await self.find(id, generation)
+        if container is None:
+            raise SandboxGone(f"no container for {layout.key(id, generation)}")
+        if not container["State"]["Running"]:
+            places = self._places(id, generation)
+            places.run.mkdir(parents=True, exist_ok=True)
+            places.run.chmod(0o2770)
+            if self._sized:
+                await disk.mount(places.home / "disk.img", places.home / "disk")
+            async with _engine("start a container"):
+                await container.start()
+        handle = self._handle(id, generation)
+        await handle.hello()
+        await handle.aclose()
+
+    async def attach(self, id: str) -> RunnerSandbox:  # noqa: A002
+        generations = [
+            found.generation for found in await self._list(f"{LABEL}.sandbox={id}") if found.id == id
+        ]
+        if not generations:
+            raise SandboxGone(f"no sandbox {id}")
+        await self.start(id, max(generations))
+        return self._handle(id, max(generations))
+
+    async def list(self) -> Sequence[Labelled]:
+        return await self._list()
+
+    async def _list(self, *labels: str) -> Sequence[Labelled]:
+        filters = {"label": [f"{LABEL}.installation={self._installation}", *labels]}
+        async with _engine("list containers"):
+            containers = await self._client.containers.list(all=1, filters=json.dumps(filters))
+        return [
+            _labelled(container) for container in containers if f"{LABEL}.part" not in container["Labels"]
+        ]
+
+    # removing
+
+    async def remove(self, id: str, generation: int) -> None:  # noqa: A002
+        """Remove container, mount, disk and socket. Repeating is safe."""
+        places = self._places(id, generation)
+        (places.home / "ready").unlink(missing_ok=True)
+        container = await self.find(id, generation)
+        if container is not None:
+            async with _engine("remove a container"):
+                await container.delete(force=True, v=True)
+        await disk.unmount(places.home / "disk")
+        await self._remove_volumes(id, generation)
+        for path in (places.home, places.run):
+            if path.exists():
+                await anyio.to_thread.run_sync(shutil.rmtree, path)
+
+    async def release_disk(self, id: str, generation: int) -> None:  # noqa: A002
+        """Unmount the disk of a stopped sandbox, so that it holds no loop device."""
+        await disk.unmount(self._places(id, generation).home / "disk")
+
+    async def _remove_volumes(self, id: str, generation: int) -> None:  # noqa: A002
+        if self._sized:
+            return
+        for name in (*_MOUNTS, "state"):
+            async with _engine("remove a volume"):
+                try:
+                    volume = await self._client.volumes.get(self._volume(id, generation, name))
+                    await volume.delete()
+                except aiodocker.DockerError as error:
+                    if error.status != 404:
+                        raise
+
+    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
+        found = {(labelled.id, labelled.generation) for labelled in await self.list()}
+        # Directories whose container is gone, or was never made.
+        for parent in (self._data_dir / "sandboxes", self._run_dir):
+            if parent.exists():
+                found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
+        orphans = sorted(found - known)
+        for id, generation in orphans:  # noqa: A001
+            await self.remove(id, generation)
+        return orphans
+
+
+def split_key(name: str) -> tuple[str, int] | None:
+    """Return id and generation of a directory's name, None for what is not a sandbox's."""
+    id, dot, generation = name.rpartition(".")  # noqa: A001
+    return (id, int(generation)) if dot and id and generation.isdigit() else None
+
+
+def _labelled(container: DockerContainer) -> Labelled:
+    labels: Mapping[str, str] = container["Labels"]
+    return Labelled(
+        labels[f"{LABEL}.sandbox"],
+        int(labels[f"{LABEL}.generation"]),
+        labels.get(f"{LABEL}.session"),
+        container["State"] == "running",
+    )
+
+
+class _ContainerHost:
+    """`Host` of a container."""
+
+    def __init__(self, backend: DockerBackend, id: str, generation: int) -> None:  # noqa: A002
+        self._backend, self._id, self._generation = backend, id, generation
+
+    async def death(self) -> str | None:
+        container = await self._backend.find(self._id, self._generation)
+        if container is None:
+            return "the container is gone"
+        state: Mapping[str, Any] = container["State"]
+        if state["Running"] or state["Status"] == "created":
+            return None
+        memory = ", out of memory" if state["OOMKilled"] else ""
+        return f"the container ended with status {state['ExitCode']}{memory}"
+
+    async def stop(self) -> None:
+        container = await self._backend.find(self._id, self._generation)
+        if container is not None:
+            async with _engine("stop a container"):
+                await container.stop(t=2)
+        await self._backend.release_disk(self._id, self._generation)
+
+    async def destroy(self) -> None:
+        await self._backend.remove(self._id, self._generation)
+
+
+def installation_of(data_dir: Path) -> str:
+    """Return a short name for the installation that keeps its data in `data_dir`."""
+    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:8]

@@ -1,0 +1,144 @@
+"""Where a sandbox keeps things: directories on the host, paths inside, the commands' environment, the runner's code."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from managed_agents.sandbox.runner.config import Config
+
+UIDS = 1000
+BOOT = "import sys; sys.path.insert(0, '{0}'); from runner import main; main.main()"
+ROOT_OWNED = ["/mnt/session/uploads", "/mnt/session/skills", "/mnt/memory"]
+SPILL = "/mnt/session/tool_outputs"
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Host directories of one sandbox generation."""
+
+    home: Path
+    """Everything durable: disk, state, metadata."""
+    run: Path
+    """The socket's directory, mounted into the sandbox."""
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "runner.sock"
+
+
+def key(id: str, generation: int) -> str:  # noqa: A002 - the seam's word
+    """Return the name of a sandbox generation in paths and engines."""
+    return f"{id}.{generation}"
+
+
+def places(data_dir: Path, run_dir: Path, id: str, generation: int) -> Places:  # noqa: A002
+    """Return where a sandbox generation lives."""
+    return Places(data_dir / "sandboxes" / key(id, generation), run_dir / key(id, generation))
+
+
+def environment(home: str, extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the commands' environment, built from nothing: package managers install below `home`."""
+    return {
+        "HOME": home,
+        "USER": "agent",
+        "LOGNAME": "agent",
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        "PAGER": "cat",
+        "GIT_PAGER": "cat",
+        "PATH": ":".join(
+            [
+                f"{home}/{part}"
+                for part in (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")
+            ]
+            + [_SYSTEM_PATH]
+        ),
+        # The root file system is read-only: pip falls back to the user's prefix and must be allowed to use it.
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "NPM_CONFIG_PREFIX": f"{home}/.npm-global",
+        "GEM_HOME": f"{home}/.gem",
+        "GOPATH": f"{home}/go",
+        **extra,
+    }
+
+
+def install_runner(data_dir: Path) -> Path:
+    """Copy the runner's code below `data_dir`, named by content, and return the directory to mount.
+
+    A copy, because sandboxes outlive upgrades of this package.
+    """
+    source = Path(__file__).parent / "runner"
+    files = sorted(source.glob("*.py"))
+    digest = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[
+        :16
+    ]
+    target = data_dir / "runner" / digest
+    if not target.exists():
+        partial = target.with_name(f"{digest}.{os.getpid()}.part")
+        (partial / "runner").mkdir(parents=True)
+        for file in files:
+            shutil.copyfile(file, partial / "runner" / file.name)
+        for path in (partial.parent, partial, partial / "runner"):
+            path.chmod(0o755)
+        for path in (partial / "runner").iterdir():
+            path.chmod(0o644)
+        try:
+            partial.rename(target)
+        except OSError:
+            # Another process was first; its copy is the same.
+            shutil.rmtree(partial)
+    return target
+
+
+def make_tree(root: Path, uid: int | None) -> None:
+    """Make a session disk's directories: what commands own, and what only uid 0 may change."""
+    for name, own, mode in (
+        ("workspace", True, 0o755),
+        ("home", True, 0o755),
+        ("tmp", False, 0o1777),
+        ("memory", False, 0o755),
+        ("session", False, 0o755),
+        ("session/uploads", False, 0o755),
+        ("session/skills", False, 0o755),
+        ("session/outputs", True, 0o755),
+        ("session/tool_outputs", True, 0o755),
+    ):
+        path = root / name
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+        if own and uid is not None:
+            os.chown(path, uid, uid)
+
+
+def runner_config(*, socket: str, state: str, uid: int | None, environment: dict[str, str]) -> Config:
+    """Return the configuration with the paths every backend has in common."""
+    return Config(
+        socket=socket,
+        state=state,
+        uid=uid,
+        workspace="/workspace",
+        spill=SPILL,
+        environment=environment,
+        own_pid_namespace=True,
+        root_owned=list(ROOT_OWNED),
+        snapshot=["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"],
+    )
+
+
+def interpreter() -> str:
+    """Return a Python that any uid of this machine can run: a virtual environment in root's home is none."""
+    for candidate in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if os.access(candidate, os.X_OK):
+            return candidate
+    return sys.executable

@@ -1,0 +1,260 @@
+"""Tool calls: begun once, attached to by whoever asks again, cancelled, kept until acknowledged.
+
+Invariant: between begin and acknowledge a tool use id runs once, however often and by whomever it is asked for. An
+acknowledged id is remembered (bounded) and refused, for a frozen owner that wakes up late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+import signal
+from collections import OrderedDict
+from typing import Any, cast
+
+from . import frames
+from .children import ChildFailed, Children
+from .config import Config
+from .journal import Journal, Outcome, error_outcome
+from .output import Output
+from .shell import Ended, Shell
+from .zygote import TOOLS
+
+BASH_SECONDS_DEFAULT = 120.0
+BASH_SECONDS_MAX = 600.0
+ACKNOWLEDGED_MAX = 10_000
+CANCELLED = "Tool execution was interrupted."
+BLOCK_TYPES = ("text", "image", "document")
+
+
+class Refused(Exception):
+    """The request cannot be served; `code` is part of the protocol."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Call:
+    """One call under way or finished."""
+
+    def __init__(self, tool_use_id: str) -> None:
+        self.tool_use_id = tool_use_id
+        self.done = asyncio.Event()
+        self.task: asyncio.Future[None] | None = None
+        self.cancelled = False
+
+
+class Calls:
+    """All calls of the sandbox."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.journal = Journal(config.state)
+        self.children = Children(config)
+        self._shell = Shell(config)
+        self._bash_turn = asyncio.Lock()
+        self._calls: dict[str, Call] = {}
+        self._acknowledged: OrderedDict[str, None] = OrderedDict()
+        for tool_use_id in self.journal.load():
+            call = self._calls[tool_use_id] = Call(tool_use_id)
+            call.done.set()
+
+    def check_epoch(self, epoch: object) -> None:
+        """Obey `epoch` unless a higher one was seen."""
+        if not isinstance(epoch, int):
+            raise Refused("bad_request", "epoch is required")
+        if epoch < self.journal.epoch:
+            raise Refused("stale_epoch", f"epoch {epoch} is lower than {self.journal.epoch}")
+        if epoch > self.journal.epoch:
+            self.journal.raise_epoch(epoch)
+
+    def find(self, tool_use_id: str) -> Call:
+        """Return a known call."""
+        call = self._calls.get(tool_use_id)
+        if call is None:
+            raise Refused("unknown", f"no call {tool_use_id}")
+        return call
+
+    def begin(self, tool_use_id: str, name: str, arguments: dict[str, Any], seconds: float) -> Call:
+        """Start a call, or return the one already known under this id."""
+        if tool_use_id in self._calls:
+            return self._calls[tool_use_id]
+        if tool_use_id in self._acknowledged:
+            raise Refused("acknowledged", f"the outcome of {tool_use_id} was acknowledged")
+        if self.journal.full:
+            raise Refused("busy", "too many outcomes wait to be acknowledged")
+        try:
+            self.journal.begin(tool_use_id)
+        except OSError as error:
+            raise Refused("busy", f"the journal cannot be written: {error}") from error
+        call = self._calls[tool_use_id] = Call(tool_use_id)
+        call.task = asyncio.ensure_future(self._supervise(call, name, arguments, seconds))
+        return call
+
+    def cancel(self, tool_use_id: str) -> None:
+        """End a running call; a finished one stays as it is."""
+        call = self.find(tool_use_id)
+        if call.task is not None and not call.done.is_set():
+            call.cancelled = True
+            call.task.cancel()
+
+    def acknowledge(self, tool_use_id: str) -> None:
+        """Forget a finished call. Repeating is safe."""
+        call = self._calls.get(tool_use_id)
+        if call is None:
+            return
+        if not call.done.is_set():
+            raise Refused("running", f"{tool_use_id} is still running")
+        del self._calls[tool_use_id]
+        self.journal.forget(tool_use_id)
+        self._acknowledged[tool_use_id] = None
+        while len(self._acknowledged) > ACKNOWLEDGED_MAX:
+            self._acknowledged.popitem(last=False)
+
+    async def _supervise(self, call: Call, name: str, arguments: dict[str, Any], seconds: float) -> None:
+        try:
+            outcome = await self._run(call, name, arguments, seconds)
+        except asyncio.CancelledError:
+            if not call.cancelled:
+                raise  # the runner ends; the journal still says `running`
+            outcome = error_outcome(CANCELLED)
+        except Exception as error:  # noqa: BLE001 - a supervisor: a call always ends with an outcome
+            outcome = error_outcome(f"{name}: the sandbox failed: {type(error).__name__}: {error}")
+        self.journal.finish(call.tool_use_id, outcome)
+        call.done.set()
+
+    async def _run(self, call: Call, name: str, arguments: dict[str, Any], seconds: float) -> Outcome:
+        if name == "bash":
+            async with self._bash_turn:
+                return await self._bash(call, arguments, seconds)
+        if name not in TOOLS:
+            return error_outcome(f"{name}: no such tool")
+        return await self._file_tool(name, arguments, seconds)
+
+    # bash
+
+    async def _bash(self, call: Call, arguments: dict[str, Any], seconds: float) -> Outcome:
+        command, restart = arguments.get("command"), arguments.get("restart")
+        timeout_ms = arguments.get("timeout_ms") or 0
+        if restart:
+            await self._shell.close()
+            if not command:
+                return _text("bash session restarted", False)
+        if not isinstance(command, str) or not command:
+            return error_outcome("bash: command is required and must be a string")
+        if "\0" in command:
+            return error_outcome("bash: command contains a NUL character")
+        if not isinstance(timeout_ms, (int, float)) or timeout_ms < 0:
+            return error_outcome("bash: timeout_ms must be a positive number")
+        limit = min(timeout_ms / 1000 or BASH_SECONDS_DEFAULT, BASH_SECONDS_MAX, seconds)
+        digest = hashlib.sha256(call.tool_use_id.encode()).hexdigest()[:16]
+        path = f"{self._config.spill}/bash-{digest}.txt"
+        output = Output(self.children, path, limit + 60, self._shell.pause, self._shell.resume)
+        try:
+            ended = await self._in_shell(command, limit, output)
+            text, spill_path = await output.finish()
+        except asyncio.CancelledError:
+            output.abandon()
+            raise
+        note = _note(ended, limit)
+        if note:
+            text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{note}"
+        content = json.dumps([{"type": "text", "text": text}]).encode()
+        return Outcome(content, ended.status != 0, spill_path)
+
+    async def _in_shell(self, command: str, seconds: float, output: Output) -> Ended:
+        try:
+            return await self._shell.run(command, seconds, output.feed)
+        except BlockingIOError:
+            # No process can be made: a fork bomb, or what one left.
+            self._purge()
+            return await self._shell.run(command, seconds, output.feed)
+
+    def _purge(self) -> None:
+        """End every process of the commands at once, faster than they can fork."""
+        if self._config.own_pid_namespace:
+            # Spares only this process and the namespace's first.
+            os.kill(-1, signal.SIGKILL)
+        self.children.stop()
+
+    # the file tools
+
+    async def _file_tool(self, name: str, arguments: dict[str, Any], seconds: float) -> Outcome:
+        body = json.dumps(arguments).encode()
+        try:
+            answered = await self._ask(name, body, seconds)
+        except (ChildFailed, OSError) as error:
+            if not _no_processes(error):
+                return error_outcome(f"{name}: {error}")
+            self._purge()
+            try:
+                answered = await self._ask(name, body, seconds)
+            except (ChildFailed, OSError) as again:
+                return error_outcome(f"{name}: {again}")
+        if answered is None:
+            # Whatever held it up may hold up the next one.
+            self.children.stop()
+            return error_outcome(f"{name}: timed out after {seconds:.0f} s")
+        header, content = answered
+        if not _valid(content):
+            return error_outcome(f"{name}: the tool's process was tampered with")
+        return Outcome(content, bool(header.get("is_error")))
+
+    async def _ask(self, name: str, body: bytes, seconds: float) -> tuple[frames.Header, bytes] | None:
+        async with self.children.open({"op": "tool", "name": name, "seconds": seconds}) as channel:
+            await channel.send({"op": "data"}, body)
+            answer = asyncio.ensure_future(channel.receive_message())
+            try:
+                await asyncio.wait([answer], timeout=seconds)
+                return answer.result() if answer.done() else None
+            finally:
+                answer.cancel()
+
+    async def close(self) -> None:
+        """Kill what runs."""
+        tasks = [
+            call.task for call in self._calls.values() if call.task is not None and not call.done.is_set()
+        ]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._shell.close()
+        self.children.stop()
+
+
+def _no_processes(error: Exception) -> bool:
+    if isinstance(error, ChildFailed):
+        return error.code == "limit_pids"
+    return isinstance(error, OSError) and error.errno == errno.EAGAIN
+
+
+def _valid(content: bytes) -> bool:
+    """Check what an untrusted child says is content."""
+    try:
+        blocks = json.loads(content)
+    except ValueError:
+        return False
+    if not isinstance(blocks, list) or not blocks:
+        return False
+    return all(
+        isinstance(block, dict) and cast("dict[str, object]", block).get("type") in BLOCK_TYPES
+        for block in cast("list[object]", blocks)
+    )
+
+
+def _text(text: str, is_error: bool) -> Outcome:
+    return Outcome(json.dumps([{"type": "text", "text": text}]).encode(), is_error)
+
+
+def _note(ended: Ended, seconds: float) -> str:
+    if ended.timed_out:
+        return f"Command timed out after {seconds:g} s. It was killed and the shell restarted."
+    if not ended.shell_ended:
+        return f"Exit code {ended.status}" if ended.status else ""
+    if ended.status is not None and ended.status < 0:
+        return f"The shell was killed by signal {-ended.status} and restarted (9 may mean out of memory)."
+    return f"Exit code {ended.status}. The shell ended and was restarted." if ended.status else ""

@@ -1,0 +1,201 @@
+"""Bytes in and out: put, get, listing and the tar of a snapshot.
+
+Everything here but `root_sink` runs in a child with the commands' uid, because the paths are the model's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import IO, cast
+
+from . import frames
+from .config import Config
+from .filetools import open_regular
+from .search import walk
+from .toolerror import ToolError, reason
+
+LISTING_FILES_MAX = 10_000
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Sink:
+    """Where a `put` writes: a hidden neighbour that gets its name when complete."""
+
+    def __init__(self, directory: int, name: str, mode: int) -> None:
+        self._directory, self._name, self._mode = directory, name, mode
+        self._partial = f".{name[:200]}.{os.getpid()}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._partial, flags, 0o600, dir_fd=directory)
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def finish(self) -> None:
+        os.fchmod(self._fd, self._mode)
+        os.close(self._fd)
+        os.rename(self._partial, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        os.close(self._directory)
+
+    def abandon(self) -> None:
+        os.close(self._fd)
+        os.unlink(self._partial, dir_fd=self._directory)
+        os.close(self._directory)
+
+
+def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
+    """Open a sink as uid 0. Every directory on the way must be uid 0's and closed to others' writes, none a link."""
+    parts = [part for part in path.split("/") if part]
+    inside = any(path.startswith(root.rstrip("/") + "/") for root in roots)
+    if not inside or ".." in parts or "." in parts or "\0" in path:
+        raise ToolError(f"put: files of root belong below {', '.join(roots)}, not in {path}")
+    directory = os.open("/", _OPEN_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            try:
+                below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
+            except FileNotFoundError:
+                os.mkdir(part, 0o755, dir_fd=directory)
+                below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = below
+            found = os.fstat(directory)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                raise ToolError(f"put: {part} in {path} can be changed by commands")
+        return Sink(directory, parts[-1], mode)
+    except (OSError, ToolError):
+        os.close(directory)
+        raise
+
+
+def agent_sink(path: str, mode: int) -> Sink:
+    """Open a sink as the commands' uid; parents are created."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return Sink(os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY), os.path.basename(path), mode)
+
+
+def put(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Write the frames that follow to a file. Answers `ok` or an error."""
+    sink = agent_sink(config.resolve(str(header["path"])), int(header["mode"]))
+    try:
+        while True:
+            frame, body = frames.receive(sock)
+            sink.write(body)
+            if not frame.get("more"):
+                break
+    except (OSError, frames.FrameError):
+        sink.abandon()
+        raise
+    sink.finish()
+    frames.send_message(sock, {"op": "ok"})
+
+
+def append(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Write a spilled output: visible from the start, so that what there is survives a crash."""
+    path = config.resolve(str(header["path"]))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        while True:
+            frame, body = frames.receive(sock)
+            file.write(body)
+            if not frame.get("more"):
+                break
+    frames.send_message(sock, {"op": "ok"})
+
+
+def get(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Send a file's bytes as data frames after a header with its size."""
+    path = str(header["path"])
+    with os.fdopen(open_regular("get", path, config.resolve(path), os.O_RDONLY), "rb") as file:
+        first: frames.Header = {"op": "file", "size": os.fstat(file.fileno()).st_size, "more": True}
+        sock.sendall(frames.encode(first))
+        while chunk := file.read(frames.CHUNK_BYTES):
+            sock.sendall(frames.encode({"op": "data", "more": True}, chunk))
+    sock.sendall(frames.encode({"op": "data"}))
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with os.fdopen(open_regular("listing", path, path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _entries(root: str) -> Iterator[dict[str, object]]:
+    for path, found in walk(root, skip_git=False):
+        try:
+            digest = _digest(path)
+        except (OSError, ToolError):
+            continue  # gone or unreadable: not something that can be harvested
+        relative = os.path.relpath(path, root)
+        yield {"path": relative, "size": found.st_size, "mtime": found.st_mtime, "sha256": digest}
+
+
+def listing(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Send the regular files below a directory."""
+    root = config.resolve(str(header["path"]))
+    entries: list[dict[str, object]] = []
+    for entry in _entries(root):
+        entries.append(entry)
+        if len(entries) == LISTING_FILES_MAX:
+            break
+    frames.send_message(sock, {"op": "listing"}, json.dumps(entries).encode())
+
+
+class _FrameWriter:
+    """File object that sends what is written as data frames."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def write(self, data: bytes) -> int:
+        for offset in range(0, len(data), frames.CHUNK_BYTES):
+            chunk = data[offset : offset + frames.CHUNK_BYTES]
+            self._sock.sendall(frames.encode({"op": "data", "more": True}, chunk))
+        return len(data)
+
+
+def snapshot(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Send a compressed tar of the session's directories, as far as the commands' uid may read them."""
+    del header
+    sock.sendall(frames.encode({"op": "file", "more": True}))
+    with tarfile.open(
+        fileobj=cast("IO[bytes]", _FrameWriter(sock)), mode="w|gz", compresslevel=1, errorlevel=0
+    ) as archive:
+        for top in config.snapshot:
+            for directory, names, files in os.walk(top):
+                for name in [*names, *files]:
+                    path = os.path.join(directory, name)
+                    try:
+                        archive.add(path, arcname=path.lstrip("/"), recursive=False)
+                    except OSError:
+                        continue  # sockets, files deleted meanwhile, files closed to the commands' uid
+    sock.sendall(frames.encode({"op": "data"}))
+
+
+OPERATIONS: dict[str, Callable[[socket.socket, frames.Header, Config], None]] = {
+    "put": put,
+    "append": append,
+    "get": get,
+    "listing": listing,
+    "snapshot": snapshot,
+}
+
+
+def error_header(error: Exception) -> frames.Header:
+    """Return the frame that reports a failed transfer."""
+    if isinstance(error, OSError):
+        code = "limit_disk" if error.errno in (28, 122) else "not_found" if error.errno == 2 else "failed"
+        return {
+            "op": "error",
+            "code": code,
+            "message": f"{error.filename or ''}: {reason(error)}".lstrip(": "),
+        }
+    return {"op": "error", "code": "failed", "message": str(error)}
