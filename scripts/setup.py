@@ -114,9 +114,7 @@ def engine() -> None:
         say(f"engine: Docker {answer}")
         return
     if os.environ.get("DOCKER_HOST"):
-        raise SetupFailed(
-            f"no Docker engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}. Start it, or unset it."
-        )
+        raise SetupFailed(f"no Docker engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}. Start it, or unset it.")
     for path in _sockets():
         if path.exists() and not os.access(path, os.W_OK):
             raise SetupFailed(
@@ -181,9 +179,7 @@ def _install_and_start_engine() -> None:
     command = ["dockerd", *(["--data-root", data_root] if data_root else [])]
     say(f"engine: starting {shlex.join(command)} (log: {ENGINE_LOG})")
     with ENGINE_LOG.open("ab") as log:
-        daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
-        )
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
     _wait_for_engine(daemon)
 
 

@@ -40,9 +40,7 @@ def upgrade() -> None:
         sa.Column("thread_id", sa.Text(), nullable=False),
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.PrimaryKeyConstraint("session_id", "inbox_seq", name=op.f("pk_inbox")),
     )
     op.create_table(
@@ -59,17 +57,11 @@ def upgrade() -> None:
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
-        sa.Column(
-            "last_used_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sandboxes")),
     )
-    op.create_index(
-        "ix_sandboxes_host", "sandboxes", ["host"], unique=False, postgresql_where=sa.text("state <> 'destroyed'")
-    )
+    op.create_index("ix_sandboxes_host", "sandboxes", ["host"], unique=False, postgresql_where=sa.text("state <> 'destroyed'"))
     op.create_index("uq_sandboxes_session_id_generation", "sandboxes", ["session_id", "generation"], unique=True)
     op.create_table(
         "workers",
@@ -77,12 +69,8 @@ def upgrade() -> None:
         sa.Column("lock_key", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
-        sa.Column(
-            "started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
-        sa.Column(
-            "heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
         sa.UniqueConstraint("lock_key", name=op.f("uq_workers_lock_key")),
     )
@@ -157,7 +145,7 @@ def upgrade() -> None:
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("downloadable", sa.Boolean(), nullable=False),
         sa.Column("session_id", sa.Text(), nullable=True),
-        sa.Column("source_path", sa.Text(), nullable=True),
+        sa.Column("output_path", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("size_bytes >= 0", name=op.f("ck_files_size_bytes")),
@@ -167,6 +155,7 @@ def upgrade() -> None:
     op.create_index("ix_files_newest_first", "files", ["workspace_id", "created_at", "id"], unique=False)
     op.create_index("ix_files_session_newest_first", "files", ["session_id", "created_at", "id"], unique=False)
     op.create_index("ix_files_sha256", "files", ["sha256"], unique=False)
+    op.create_index("uq_files_session_id_output_path", "files", ["session_id", "output_path"], unique=True)
     op.create_table(
         "agent_versions",
         sa.Column("agent_id", sa.Text(), nullable=False),
@@ -230,24 +219,14 @@ def upgrade() -> None:
         "sessions",
         ["id"],
         unique=False,
-        postgresql_where=sa.text(
-            "owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"
-        ),
+        postgresql_where=sa.text("owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"),
     )
     op.create_index(
-        "ix_sessions_deleted_at",
-        "sessions",
-        ["deleted_at"],
-        unique=False,
-        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+        "ix_sessions_deleted_at", "sessions", ["deleted_at"], unique=False, postgresql_where=sa.text("deleted_at IS NOT NULL")
     )
     op.create_index("ix_sessions_environment_id", "sessions", ["environment_id"], unique=False)
-    op.create_index(
-        "ix_sessions_owner", "sessions", ["owner"], unique=False, postgresql_where=sa.text("owner IS NOT NULL")
-    )
-    op.create_index(
-        "ix_sessions_workspace_id_created_at_id", "sessions", ["workspace_id", "created_at", "id"], unique=False
-    )
+    op.create_index("ix_sessions_owner", "sessions", ["owner"], unique=False, postgresql_where=sa.text("owner IS NOT NULL"))
+    op.create_index("ix_sessions_workspace_id_created_at_id", "sessions", ["workspace_id", "created_at", "id"], unique=False)
     op.create_table(
         "session_resources",
         sa.Column("id", sa.Text(), nullable=False),
@@ -291,10 +270,7 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "80"},
     )
     op.create_index(
-        "ix_session_threads_session_id_created_at_id",
-        "session_threads",
-        ["session_id", "created_at", "id"],
-        unique=False,
+        "ix_session_threads_session_id_created_at_id", "session_threads", ["session_id", "created_at", "id"], unique=False
     )
     # ### end Alembic commands ###
 
@@ -312,19 +288,16 @@ def downgrade() -> None:
     op.drop_index(
         "ix_sessions_claimable",
         table_name="sessions",
-        postgresql_where=sa.text(
-            "owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"
-        ),
+        postgresql_where=sa.text("owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"),
     )
     op.drop_table("sessions")
     op.drop_table("agent_versions")
+    op.drop_index("uq_files_session_id_output_path", table_name="files")
     op.drop_index("ix_files_sha256", table_name="files")
     op.drop_index("ix_files_session_newest_first", table_name="files")
     op.drop_index("ix_files_newest_first", table_name="files")
     op.drop_table("files")
-    op.drop_index(
-        "uq_environments_live_name", table_name="environments", postgresql_where=sa.text("archived_at IS NULL")
-    )
+    op.drop_index("uq_environments_live_name", table_name="environments", postgresql_where=sa.text("archived_at IS NULL"))
     op.drop_index("ix_environments_newest_first", table_name="environments")
     op.drop_table("environments")
     op.drop_index(op.f("ix_api_keys_workspace_id"), table_name="api_keys")

@@ -28,8 +28,7 @@ def upgrade() -> None:
         "FOR EACH ROW EXECUTE FUNCTION events_are_append_only()"
     )
     op.execute(
-        "CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON events "
-        "FOR EACH STATEMENT EXECUTE FUNCTION events_are_append_only()"
+        "CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON events FOR EACH STATEMENT EXECUTE FUNCTION events_are_append_only()"
     )
 
 

@@ -42,9 +42,7 @@ async def measure(server: embedded.EmbeddedPostgres) -> list[Figure]:
 
 
 def _event(thread_id: str) -> NewEvent:
-    return ev.new_event(
-        "agent.message", thread_id, {"content": [{"type": "text", "text": BODY}]}, private=PRIVATE
-    )
+    return ev.new_event("agent.message", thread_id, {"content": [{"type": "text", "text": BODY}]}, private=PRIVATE)
 
 
 def _turn(thread_id: str) -> list[list[NewEvent]]:
@@ -113,9 +111,7 @@ def _pgbench(url: str) -> float:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "insert.sql"
         path.write_text(script)
-        setup = (
-            "CREATE TABLE bench_events (LIKE events INCLUDING ALL); CREATE SEQUENCE bench_seq; "
-        )
+        setup = "CREATE TABLE bench_events (LIKE events INCLUDING ALL); CREATE SEQUENCE bench_seq; "
         subprocess.run([binaries / "psql", *base, "-d", str(target.database), "-qc", setup], check=True)
         done = subprocess.run(
             [binaries / "pgbench", *base, "-n", "-M", "prepared", "-c", str(WRITERS), "-j", "2", "-T",
@@ -184,9 +180,7 @@ async def _fanout(db: Database, url: str, workspace: str) -> list[Figure]:
             await anyio.sleep(0.2)
             started = time.perf_counter()
             for _ in range(count // 10):
-                await appender.append(
-                    Append(other, [_event(other_thread) for _ in range(10)], "wrk_bench", 1)
-                )
+                await appender.append(Append(other, [_event(other_thread) for _ in range(10)], "wrk_bench", 1))
             with anyio.fail_after(60):
                 while delivered < count * FANOUT_CLIENTS:
                     await anyio.sleep(0.01)
@@ -199,5 +193,3 @@ async def _fanout(db: Database, url: str, workspace: str) -> list[Figure]:
                "p95 <= 10 ms", p95 <= 0.010),
         Figure("fan-out to 500 subscribers of one process", f"{rate:,.0f} deliveries/s", ">= 30,000/s", rate >= 30_000),
     ]  # fmt: skip
-
-

@@ -140,9 +140,7 @@ def _wait_until_up(directory: Path, holder: subprocess.Popen[bytes]) -> None:
 
 async def _answers(directory: Path) -> bool:
     try:
-        connection = await asyncpg.connect(
-            host=str(directory), user="postgres", database="postgres", timeout=5
-        )
+        connection = await asyncpg.connect(host=str(directory), user="postgres", database="postgres", timeout=5)
     except (OSError, asyncpg.PostgresError):
         return False
     await connection.close()

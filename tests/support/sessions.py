@@ -63,7 +63,5 @@ async def session(db: Database, workspace_id: str, *, owner: str | None = None, 
                 **common,
             )
         )
-        await tx.execute(
-            insert(THREADS).values(id=thread_id, session_id=session_id, created_at=at, updated_at=at, **common)
-        )
+        await tx.execute(insert(THREADS).values(id=thread_id, session_id=session_id, created_at=at, updated_at=at, **common))
     return session_id, thread_id

@@ -12,10 +12,12 @@ from starlette.middleware import Middleware
 from managed_agents.api import health
 from managed_agents.resources.agents.routes import router as agents
 from managed_agents.resources.environments.routes import router as environments
+from managed_agents.resources.files.routes import router as files
 from managed_agents.resources.services import Services
+from managed_agents.resources.sessions.routes import router as sessions
 from managed_agents.web.edge import Edge, http_exception_response
 
-ROUTERS: tuple[APIRouter, ...] = (health.router, agents, environments)
+ROUTERS: tuple[APIRouter, ...] = (health.router, agents, environments, sessions, files)
 
 
 def create_app(services: Services) -> FastAPI:

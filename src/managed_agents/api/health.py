@@ -3,7 +3,7 @@
 import logging
 
 import anyio
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -55,3 +55,22 @@ async def unready_reason(db: Database) -> str | None:
 def metrics_response() -> Response:
     """Return this process's metrics in the Prometheus text format, for the metrics port."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def operations_app(db: Database) -> FastAPI:
+    """The application of a worker's metrics port: liveness, readiness, metrics."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @app.get("/healthz")
+    async def live() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await healthz()
+
+    @app.get("/readyz")
+    async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await readiness(db)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return metrics_response()
+
+    return app

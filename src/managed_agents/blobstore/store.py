@@ -43,10 +43,16 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def delete(self, ref: BlobRef) -> None:
-        """Remove a blob. Repeating is harmless."""
+    async def delete(self, ref: BlobRef, *, put_before: datetime | None = None) -> bool:
+        """Remove a blob, unless it was put at or after `put_before`; say whether it did. Repeating is
+        harmless.
+        """
         ...
 
-    async def list_before(self, instant: datetime) -> list[BlobRef]:
-        """Return blobs last put before `instant`."""
+    def list_before(self, instant: datetime) -> AsyncIterator[list[BlobRef]]:
+        """Yield batches of blobs last put before `instant`."""
+        ...
+
+    async def discard_drafts(self, instant: datetime) -> None:
+        """Remove what writers that died before `instant` left behind."""
         ...

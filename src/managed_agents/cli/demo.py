@@ -70,13 +70,9 @@ class Server:
 )
 @click.option("--base-url", help="A running server; without it the demo starts its own, and stops it at the end.")
 @click.option("--api-key", envvar=variable("api_key"), help="Key of the running server. [MANAGED_AGENTS_API_KEY]")
-@click.option(
-    "--data-dir", help="Where the demo's own server keeps its data; `demo` below the usual place when absent."
-)
+@click.option("--data-dir", help="Where the demo's own server keeps its data; `demo` below the usual place when absent.")
 @click.option("--model", default=MODEL, show_default=True, help="Model of the agent.")
-@click.option(
-    "--crash", is_flag=True, help="Kill the worker (SIGKILL) while a command runs; the session finishes anyway."
-)
+@click.option("--crash", is_flag=True, help="Kill the worker (SIGKILL) while a command runs; the session finishes anyway.")
 @click.option("--keep", is_flag=True, help="Leave the demo's own server running until Ctrl-C.")
 def demo(base_url: str | None, api_key: str | None, data_dir: str | None, model: str, crash: bool, keep: bool) -> None:
     """Watch an agent audit a project's dependencies in a real container.

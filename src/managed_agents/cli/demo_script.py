@@ -14,8 +14,7 @@ UNPACK = "tar -xzf /mnt/session/uploads/project.tar.gz -C /workspace && cd {home
 VENV = "cd {home} && python3 -m venv .venv && {install}"
 INSTALL = ".venv/bin/pip install --disable-pip-version-check --no-index --find-links wheelhouse -r requirements.txt"
 OUTDATED = (
-    "cd {home} && .venv/bin/pip list --disable-pip-version-check --outdated --no-index --find-links wheelhouse "
-    "--format=json"
+    "cd {home} && .venv/bin/pip list --disable-pip-version-check --outdated --no-index --find-links wheelhouse --format=json"
 )
 TESTS = "cd {home} && .venv/bin/python -m unittest discover -v -s tests -t . 2>&1"
 RAN = re.compile(r"^Ran (\d+) tests? in .*?\n\n(OK|FAILED)(?: \((.*)\))?", re.MULTILINE)
@@ -90,9 +89,7 @@ def bump(done: list[ToolResult], outdated: list[dict[str, str]], before: dict[st
     return [text(f"Done. {listing(outdated)}: {verb}. The report is in {REPORT}.")]
 
 
-def finish_early(
-    done: list[ToolResult], outdated: list[dict[str, str]], before: dict[str, object] | None
-) -> list[Part]:
+def finish_early(done: list[ToolResult], outdated: list[dict[str, str]], before: dict[str, object] | None) -> list[Part]:
     """Nothing to bump, or nothing to trust: report that and end."""
     if len(done) > 4:
         return [text(f"Done. Nothing was changed. The report is in {REPORT}.")]
@@ -133,9 +130,7 @@ def listing(outdated: list[dict[str, str]]) -> str:
     return ", ".join(f"{each['name']} {each['version']} → {each['latest_version']}" for each in outdated)
 
 
-def report(
-    outdated: list[dict[str, str]], before: dict[str, object], after: dict[str, object] | None, *, kept: bool
-) -> str:
+def report(outdated: list[dict[str, str]], before: dict[str, object], after: dict[str, object] | None, *, kept: bool) -> str:
     """The report, from what was printed."""
     rows = "\n".join(
         f"| {each['name']} | {each['version']} | {each['latest_version']} | {'bumped' if kept else 'left alone'} |"

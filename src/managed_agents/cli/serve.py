@@ -99,7 +99,11 @@ def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Setti
     import anyio
 
     from managed_agents.core import faults, logs
+    from managed_agents.processes.settings import CannotStart
 
     logs.configure(role, settings.log_level)
     faults.arm_from(settings.faults)
-    anyio.run(main, settings, backend_options={"use_uvloop": True})
+    try:
+        anyio.run(main, settings, backend_options={"use_uvloop": True})
+    except CannotStart as error:
+        raise click.ClickException(str(error)) from None

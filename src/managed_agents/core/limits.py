@@ -3,6 +3,8 @@
 # Requests
 BODY_BYTES_MAX = 32 * 1024 * 1024  # spec: JSON body 32 MB, beyond it 413
 FILE_BYTES_MAX = 500 * 1024 * 1024  # spec: files, 500 MB each
+FILES_PAGE_LIMIT_MAX = 1000  # spec: FileListParams.limit
+FILE_IDS_MAX = 100  # spec: FileListParams.ids
 PAGE_LIMIT_DEFAULT = 20
 PAGE_LIMIT_MAX = 100
 EVENTS_PAGE_LIMIT_MAX = 1000

@@ -33,9 +33,7 @@ class Settings(BaseSettings):
         description="Port of /metrics, /healthz and /readyz of a worker; none when unset.",
     )
     data_dir: Path = Field(default_factory=default_data_dir, description="Where everything durable is kept.")
-    run_dir: Path | None = Field(
-        None, description="Short-lived sockets, one directory a sandbox. Keep it short: 108-byte limit."
-    )
+    run_dir: Path | None = Field(None, description="Short-lived sockets, one directory a sandbox. Keep it short: 108-byte limit.")
     database_url: SecretStr | None = Field(
         None, description="Postgres, `postgresql://user@host/name`. Embedded Postgres when unset (`up` only)."
     )

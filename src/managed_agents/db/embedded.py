@@ -131,15 +131,11 @@ class EmbeddedPostgres:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
 
 
-def start_blocking(
-    data_dir: Path, *, durable: bool = True, cancelled: Callable[[], bool] = lambda: False
-) -> EmbeddedPostgres:
+def start_blocking(data_dir: Path, *, durable: bool = True, cancelled: Callable[[], bool] = lambda: False) -> EmbeddedPostgres:
     """Start the server below `data_dir`/postgres or join the running one, and return a lease on it.
 
     Safe to call from any number of processes. `durable=False` is for tests. `cancelled` is asked while waiting.
@@ -210,9 +206,7 @@ def answers(socket_directory: Path) -> bool:
 _watchdogs: "list[subprocess.Popen[bytes]]" = []
 
 
-def _ensure_running(
-    directory: Path, sockets: Path, durable: bool, deadline: float, cancelled: Callable[[], bool]
-) -> None:
+def _ensure_running(directory: Path, sockets: Path, durable: bool, deadline: float, cancelled: Callable[[], bool]) -> None:
     binaries = find_binaries()
     data = directory / "data"
     prefix = _installed(binaries, directory)

@@ -71,9 +71,7 @@ class Head:
     owner: str | None
     state: SessionState
     threads: dict[str, ThreadState] = field(default_factory=dict[str, ThreadState])
-    events: list[tuple[NewEvent, StoredEvent, datetime]] = field(
-        default_factory=list[tuple[NewEvent, StoredEvent, datetime]]
-    )
+    events: list[tuple[NewEvent, StoredEvent, datetime]] = field(default_factory=list[tuple[NewEvent, StoredEvent, datetime]])
     queued: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
     taken: list[str] = field(default_factory=list[str])
     touched_threads: set[str] = field(default_factory=set[str])
@@ -126,9 +124,7 @@ class Head:
         return queued
 
     def _usage_payload(self, event_id: str, at: datetime) -> bytes:
-        usage = fold.usage_json(
-            self.state.totals, self.state.active.until(at), measured=self.state.requests > 0, runtime=True
-        )
+        usage = fold.usage_json(self.state.totals, self.state.active.until(at), measured=self.state.requests > 0, runtime=True)
         return orjson.dumps({"type": "session.usage", "id": event_id, "usage": usage, "budget": None})
 
 
@@ -147,8 +143,7 @@ _LOCK_ONE_SCOPED = text(
     f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id AND s.workspace_id = :workspace_id FOR UPDATE OF s"
 )
 _LOCK_MANY = text(
-    f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = ANY(CAST(:ids AS text[])) ORDER BY s.id "
-    "FOR UPDATE OF s SKIP LOCKED"
+    f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = ANY(CAST(:ids AS text[])) ORDER BY s.id FOR UPDATE OF s SKIP LOCKED"
 )
 _THREADS = text(
     "SELECT id, session_id, status, active_seconds, running_since, started_at, idled, input_tokens, output_tokens, "
@@ -186,9 +181,7 @@ def session_state_of(row: Any) -> SessionState:
 
 def thread_state_of(row: Any) -> ThreadState:
     """Read the folded columns of a thread row."""
-    return ThreadState(
-        row.status, Active(row.active_seconds, row.running_since), totals_of(row), row.started_at, row.idled
-    )
+    return ThreadState(row.status, Active(row.active_seconds, row.running_since), totals_of(row), row.started_at, row.idled)
 
 
 def _head(row: Sequence[Any]) -> Head:
@@ -431,9 +424,7 @@ async def write(tx: Tx, heads: Sequence[Head]) -> None:
     threads = [_thread_values(head, thread) for head in heads for thread in sorted(head.touched_threads)]
     events = [_event_values(*staged) for head in heads for staged in head.events]
     inbox = [
-        (row.session_id, row.inbox_seq, row.id, row.thread_id, row.type, row.payload)
-        for head in heads
-        for row in head.queued
+        (row.session_id, row.inbox_seq, row.id, row.thread_id, row.type, row.payload) for head in heads for row in head.queued
     ]
     taken = [(head.id, event_id) for head in heads for event_id in head.taken]
     parameters: dict[str, Any] = _columns("s_", _SESSION_COLUMNS, [_session_values(head) for head in heads])

@@ -235,6 +235,4 @@ class Appender:
 
 def _maybe_committed(error: Exception) -> bool:
     """Whether the transaction may have committed: only a refused statement surely rolled everything back."""
-    return not isinstance(error, log.TakenAlready) and (
-        not isinstance(error, DBAPIError) or error.connection_invalidated
-    )
+    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or error.connection_invalidated)

@@ -16,9 +16,7 @@ _PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_mode
 _QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
 
 _AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
-_PUBLIC_AFTER = text(
-    f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit"
-)
+_PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 _INBOX_AFTER = text(
     f"SELECT {_QUEUED} FROM inbox WHERE session_id = :session_id AND inbox_seq > :seq ORDER BY inbox_seq LIMIT :limit"
 )
@@ -44,9 +42,7 @@ async def public_after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list
     return [_stored(row) for row in rows]
 
 
-async def inbox_after(
-    tx: Tx, session_id: str, inbox_seq: int = 0, *, limit: int = limits.INBOX_EVENTS_MAX
-) -> list[QueuedEvent]:
+async def inbox_after(tx: Tx, session_id: str, inbox_seq: int = 0, *, limit: int = limits.INBOX_EVENTS_MAX) -> list[QueuedEvent]:
     """Queued events past `inbox_seq`, oldest first."""
     rows = await tx.execute(_INBOX_AFTER, {"session_id": session_id, "seq": inbox_seq, "limit": limit})
     return [_queued(row) for row in rows]
@@ -114,9 +110,7 @@ async def history(
     return page, len(items) > len(page)
 
 
-async def _log_part(
-    tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int
-) -> list[HistoryItem]:
+async def _log_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
     descending = cursor.order == "desc"
     where = ["session_id = :session_id", "thread_id = :thread_id"]
     values: dict[str, Any] = {"session_id": session_id, "thread_id": wanted.thread_id, "limit": limit}
@@ -138,9 +132,7 @@ async def _log_part(
     return [HistoryItem(row.body, row.seq, None) for row in rows]
 
 
-async def _inbox_part(
-    tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int
-) -> list[HistoryItem]:
+async def _inbox_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
     if wanted.bounded:
         return []
     descending = cursor.order == "desc"

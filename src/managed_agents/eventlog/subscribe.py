@@ -28,8 +28,7 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _ENDING = "session.status_terminated"
 
 _HEADS = text(
-    "SELECT id, last_seq, last_inbox_seq, deleted_at IS NOT NULL AS deleted FROM sessions "
-    "WHERE id = ANY(CAST(:ids AS text[]))"
+    "SELECT id, last_seq, last_inbox_seq, deleted_at IS NOT NULL AS deleted FROM sessions WHERE id = ANY(CAST(:ids AS text[]))"
 )
 
 
@@ -175,9 +174,7 @@ class Hub:
                     channel.deleted = True
                     channel.wake()
 
-    async def subscribe(
-        self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int
-    ) -> AsyncGenerator[bytes, None]:
+    async def subscribe(self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int) -> AsyncGenerator[bytes, None]:
         """Frames of `thread_id` past the two cursors, several at once where they wait; a ping after each silence.
 
         Ends after deletion (with `session.deleted`), termination or shutdown. Holds no connection while it waits.
@@ -196,9 +193,7 @@ class Hub:
             if channel.subscribers == 0:
                 self._channels.pop(session_id, None)
 
-    async def _deliver(
-        self, channel: Channel, thread_id: str, cursor: int, inbox_cursor: int
-    ) -> AsyncGenerator[bytes, None]:
+    async def _deliver(self, channel: Channel, thread_id: str, cursor: int, inbox_cursor: int) -> AsyncGenerator[bytes, None]:
         while True:
             changed = channel.changed
             chunks: list[bytes] = []
@@ -247,6 +242,5 @@ def _deleted_frame() -> bytes:
     event_id = ids.new_id(ids.EVENT)
     return frame(
         "session.deleted",
-        b'{"type":"session.deleted","id":"%b","processed_at":"%b"}'
-        % (event_id.encode(), clock.micros(clock.now()).encode()),
+        b'{"type":"session.deleted","id":"%b","processed_at":"%b"}' % (event_id.encode(), clock.micros(clock.now()).encode()),
     )

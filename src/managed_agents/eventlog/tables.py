@@ -99,9 +99,7 @@ class SessionRow(TotalsMixin, Base):
         Index(
             "ix_sessions_claimable",
             "id",
-            postgresql_where=text(
-                "owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"
-            ),
+            postgresql_where=text("owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"),
         ),
         Index("ix_sessions_owner", "owner", postgresql_where=text("owner IS NOT NULL")),
         Index("ix_sessions_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),

@@ -6,7 +6,6 @@ one. Nothing here decides anything about the turn.
 """
 
 import logging
-import mimetypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -104,9 +103,7 @@ class SessionHands:
         try:
             sandbox = await self._open()
             self._used = True
-            return await sandbox.execute(
-                Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
-            )
+            return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX))
         except StaleEpoch:
             raise
         except SandboxGone as error:
@@ -158,7 +155,7 @@ class SessionHands:
     async def _harvest(self, sandbox: Sandbox) -> None:
         if self._harvested is None:
             async with self._hands.db.transaction() as tx:
-                self._harvested = await files.harvested_outputs(tx, self._session_id)
+                self._harvested = await bindings.outputs(tx, self._session_id)
         for entry in await sandbox.listing(OUTPUTS):
             if self._harvested.get(entry.path) == entry.sha256:
                 continue
@@ -168,8 +165,8 @@ class SessionHands:
                     tx,
                     self._workspace_id,
                     self._session_id,
-                    path=entry.path,
-                    mime_type=mimetypes.guess_type(entry.path)[0] or "application/octet-stream",
+                    output_path=entry.path,
+                    mime_type=None,
                     blob=blob,
                 )
             # The file may have changed since it was listed: what was stored is what counts.
@@ -201,13 +198,17 @@ class SessionHands:
                 raise SandboxGone(f"it was on host {self._binding.host}")
             try:
                 with anyio.fail_after(PROVISION_SECONDS_MAX):
-                    return await self._hands.backend.attach(self._binding.sandbox_id)
+                    sandbox = await self._hands.backend.attach(self._binding.sandbox_id)
+                return sandbox
             except TimeoutError as error:
                 raise SandboxError("attaching took too long") from error
         # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
         async with self._hands.provisions:
+            sandbox: Sandbox | None = None
             with anyio.CancelScope(shield=True):
-                return await self._provision()
+                sandbox = await self._provision()
+            assert sandbox is not None
+            return sandbox
 
     async def _provision(self) -> Sandbox:
         uploads = await self.uploads()

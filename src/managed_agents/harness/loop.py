@@ -95,9 +95,7 @@ class SessionRunner:
         await self._context.load(self._parts.db)
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
-            await self._stop(
-                "unknown_error", "The server failed repeatedly while running this turn. Send a message to retry."
-            )
+            await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
         while not await self._step():
             await self._context.refresh(self._parts.db)
@@ -147,18 +145,18 @@ class SessionRunner:
         rest: Rest | None = None,
         expect_input_seq: int | None = None,
     ) -> list[StoredEvent]:
+        append = Append(
+            self.claim.session_id,
+            events,
+            self._worker_id,
+            self.claim.epoch,
+            expect_input_seq=expect_input_seq,
+            taken=taken,
+            rest=rest,
+        )
         with anyio.CancelScope(shield=True):
-            return await self._parts.appender.append(
-                Append(
-                    self.claim.session_id,
-                    events,
-                    self._worker_id,
-                    self.claim.epoch,
-                    expect_input_seq=expect_input_seq,
-                    taken=taken,
-                    rest=rest,
-                )
-            )
+            await self._parts.appender.append(append)
+        return append.stored
 
     async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> None:
         await self._context.follow(self._parts.db, await self._append(events, taken=taken))

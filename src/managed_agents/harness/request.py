@@ -49,9 +49,7 @@ class ModelRequester:
         """Ask the model for the next turn of `transcript`. Cancelling closes the connection to the model."""
         model_id: str = agent["model"]["id"]
         known = await self.models.retrieve(model_id)
-        body = harness.build_request(
-            agent, transcript, max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX), uploads=uploads
-        )
+        body = harness.build_request(agent, transcript, max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX), uploads=uploads)
         try:
             async with self.client.stream(ModelRequest(body)) as events:
                 async for event in events:
@@ -80,9 +78,7 @@ def _failed(error: errors.ModelError) -> Failed:
         case errors.Overloaded():
             return Failed("model_overloaded_error", error.message, retryable=True)
         case errors.RateLimited():
-            return Failed(
-                "model_rate_limited_error", error.message, retryable=True, retry_after_seconds=error.retry_after
-            )
+            return Failed("model_rate_limited_error", error.message, retryable=True, retry_after_seconds=error.retry_after)
         case errors.Billing():
             return Failed("billing_error", error.message, retryable=False)
         case _:

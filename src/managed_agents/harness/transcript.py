@@ -58,9 +58,7 @@ class Transcript:
         self._close_user()
         self.messages.append({"role": "assistant", "content": blocks})
         order = [block["id"] for block in blocks if block["type"] == "tool_use"]
-        self._calls = {
-            event_id: (order.index(provider_id), provider_id) for event_id, provider_id in tool_use_ids.items()
-        }
+        self._calls = {event_id: (order.index(provider_id), provider_id) for event_id, provider_id in tool_use_ids.items()}
 
     def _close_user(self) -> None:
         if (content := self._open_user()) is not None:

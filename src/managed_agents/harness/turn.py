@@ -61,9 +61,7 @@ class Turn:
                 self._span_end(event)
             case "agent.tool_use":
                 body = event.json()
-                self.pending[event.id] = ToolCall(
-                    event.id, body["name"], body["input"], event.private_json().get("refused")
-                )
+                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], event.private_json().get("refused"))
             case "agent.tool_result":
                 self.pending.pop(event.json()["tool_use_id"], None)
                 self.owes_reply = True

@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 CLAIMED = faults.register("worker.claimed", "claim committed, session not read")
 DEAD_LOOK_SECONDS = 0.25
 CLAIM_BATCH = 100
-_GIVE_BACK = text(
-    "UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE id = :id AND owner = :worker AND epoch = :epoch"
-)
+_GIVE_BACK = text("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE id = :id AND owner = :worker AND epoch = :epoch")
 
 
 class _Running:

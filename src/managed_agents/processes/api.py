@@ -3,7 +3,6 @@
 import anyio
 
 from managed_agents.api.app import create_app
-from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
@@ -12,6 +11,7 @@ from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
+from managed_agents.processes.settings import blob_store
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
@@ -28,7 +28,7 @@ async def run(settings: Settings) -> None:
     services = Services(
         db=db,
         keys=KeyDirectory(db, LocalKeyProvider(settings.effective_master_key_file).derive(API_KEYS)),
-        blobs=LocalBlobStore.from_url(settings.effective_blob_store),
+        blobs=blob_store(settings),
         sessions=Sessions(db, hints),
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,

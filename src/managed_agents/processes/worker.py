@@ -1,16 +1,18 @@
 """The worker process: harness, hands, and the reconcilers of this host."""
 
+import contextlib
+import hashlib
 import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
 
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.api.health import operations_app
-from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
@@ -26,10 +28,14 @@ from managed_agents.model.client import AnthropicModelClient
 from managed_agents.model.endpoint import Endpoint, resolve_endpoint
 from managed_agents.model.models import Models
 from managed_agents.processes.lifetime import serving, until_signalled
-from managed_agents.reconcilers.blob_collector import collect_blobs
+from managed_agents.processes.settings import CannotStart, blob_store
+from managed_agents.reconcilers import blob_collector
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
+from managed_agents.resources.files.service import referenced
 from managed_agents.sandbox.backend import Limits, SandboxBackend, SandboxError, SandboxSpec
+from managed_agents.sandbox.docker import DockerBackend
+from managed_agents.sandbox.local import LocalBackend
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +45,122 @@ BLOB_LOOK_SECONDS = 600.0
 LOOK_SECONDS_MAX = 300.0
 
 
-class CannotStart(Exception):
-    """The worker cannot start with these settings; the message says what to do."""
-
-
 async def run(settings: Settings) -> None:
     """Work until a signal arrives; sessions at hand are given back to the others.
 
     Raises:
         CannotStart: no model, or a backend that these settings forbid.
     """
+    assert settings.database_url is not None, "the command line checked it"
+    database_url = settings.database_url.get_secret_value()
+    endpoint = resolve_endpoint(settings, os.environ)
+    if endpoint is None:
+        raise CannotStart(
+            "which model? Set ANTHROPIC_API_KEY, or MANAGED_AGENTS_MODEL_BASE_URL. (`managed-agents up` starts a "
+            "scripted model when neither is set.)"
+        )
+    backend = sandbox_backend(settings, endpoint)
+    host = socket.gethostname()
+    db = Database(database_url, pool=settings.db_pool, application_name="managed-agents worker")
+    blobs = blob_store(settings)
+    doorbell = Doorbell(database_url)
+    appender = Appender(db, Hints(Hub(db), doorbell).appended)
+    client = AnthropicModelClient(endpoint)
+    parts = Parts(
+        db=db,
+        appender=appender,
+        requester=ModelRequester(client, Models(client.anthropic)),
+        hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
+        harness=StandardHarness(),
+        jitter=random.random,
+    )
+    worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
+    collector = SandboxCollector(db, backend, host=host, idle_seconds=settings.sandbox_idle_seconds)
+
+    async def work() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(doorbell.run)
+            await group.start(appender.run)
+            group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
+            group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
+            group.start_soon(
+                _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
+            )
+            async with serving_operations(settings, db):
+                await worker.run()
+
+    try:
+        await until_signalled(work, lambda: None)
+    finally:
+        await client.aclose()
+        await backend.aclose()
+        await db.dispose()
+
+
+@contextlib.asynccontextmanager
+async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator[None]:
+    """Serve /healthz, /readyz and /metrics where a port for them is set."""
+    if settings.metrics_port is None:
+        yield
+        return
+    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port):
+        yield
+
+
+def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
+    """The backend that the settings choose.
+
+    Raises:
+        CannotStart: `local` isolates nothing, so only a model on this machine may drive it unless told otherwise.
+    """
+    if settings.sandbox == "docker":
+        return DockerBackend(
+            installation=installation_of(settings.data_dir),
+            uid_base=settings.sandbox_uid_base,
+            runtime=settings.sandbox_runtime,
+            data_dir=settings.data_dir,
+            run_dir=settings.effective_run_dir,
+        )
+    if not endpoint.is_loopback and not settings.local_sandbox_unsafe:
+        raise CannotStart(
+            "the `local` sandbox isolates nothing, and the model is not on this machine. Use MANAGED_AGENTS_SANDBOX="
+            "docker, or set MANAGED_AGENTS_LOCAL_SANDBOX_UNSAFE=true if commands of the model may run here unprotected."
+        )
+    return LocalBackend(data_dir=settings.data_dir, run_dir=settings.effective_run_dir, uid_base=settings.sandbox_uid_base)
+
+
+def installation_of(data_dir: Path) -> str:
+    """A short name that keeps the sandboxes of several installations on one engine apart."""
+    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
+
+
+def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
+    """What to provision for a sandbox id, generation and session."""
+    limits = Limits(
+        memory_bytes=settings.sandbox_memory_bytes,
+        disk_bytes=settings.sandbox_disk_bytes,
+        cpus=settings.sandbox_cpus,
+        pids=settings.sandbox_pids,
+    )
+
+    def spec(sandbox_id: str, generation: int, session_id: str) -> SandboxSpec:
+        return SandboxSpec(
+            id=sandbox_id,
+            generation=generation,
+            image=settings.sandbox_image,
+            limits=limits,
+            session_id=session_id,
+        )
+
+    return spec
+
+
+async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:
+    """Supervise one reconciler: a failed look is logged and tried again."""
+    while True:
+        try:
+            with anyio.fail_after(LOOK_SECONDS_MAX):
+                await look()
+        except (SQLAlchemyError, SandboxError, OSError, TimeoutError) as error:
+            logger.warning("%s failed: %s: %s", name, type(error).__name__, error)
+        await anyio.sleep(every_seconds)

@@ -151,9 +151,7 @@ class Sandbox(Protocol):
         """Say that the outcome is in the log, so that the runner may forget it. Repeating is safe."""
         ...
 
-    async def put(
-        self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644
-    ) -> None:
+    async def put(self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644) -> None:
         """Write a file; it appears complete or not at all. Parents are created. `root` files are read-only to commands
         and belong below /mnt/session/uploads, /mnt/session/skills or /mnt/memory.
 

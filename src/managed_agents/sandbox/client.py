@@ -166,9 +166,7 @@ class RunnerClient:
 
     def __init__(self, socket: Path) -> None:
         if len(str(socket).encode()) > SOCKET_PATH_BYTES_MAX:
-            raise SandboxError(
-                f"{socket} is longer than a socket path may be; set MANAGED_AGENTS_RUN_DIR to a short one"
-            )
+            raise SandboxError(f"{socket} is longer than a socket path may be; set MANAGED_AGENTS_RUN_DIR to a short one")
         self._socket = socket
         self._idle: list[Exchange] = []
 
@@ -198,9 +196,7 @@ class RunnerClient:
         except (OSError, TimeoutError) as error:
             raise RunnerLost(f"cannot connect to the runner: {error}") from error
 
-    async def request(
-        self, header: frames.Header, body: bytes = b"", *, fresh: bool = False
-    ) -> tuple[frames.Header, bytes]:
+    async def request(self, header: frames.Header, body: bytes = b"", *, fresh: bool = False) -> tuple[frames.Header, bytes]:
         """Send a message and read the answer."""
         async with self.exchange(fresh=fresh) as exchange:
             await exchange.send_message(header, body)

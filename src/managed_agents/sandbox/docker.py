@@ -151,9 +151,7 @@ class DockerBackend:
         async with _engine("prepare volumes"):
             for name in names:
                 labels = self._labels(spec)
-                await self._client.volumes.create(
-                    {"Name": self._volume(spec.id, spec.generation, name), "Labels": labels}
-                )
+                await self._client.volumes.create({"Name": self._volume(spec.id, spec.generation, name), "Labels": labels})
             container = await self._client.containers.create(
                 {
                     "Image": spec.image,
@@ -267,9 +265,7 @@ class DockerBackend:
         await handle.aclose()
 
     async def attach(self, id: str) -> RunnerSandbox:  # noqa: A002
-        generations = [
-            found.generation for found in await self._list(f"{LABEL}.sandbox={id}") if found.id == id
-        ]
+        generations = [found.generation for found in await self._list(f"{LABEL}.sandbox={id}") if found.id == id]
         if not generations:
             raise SandboxGone(f"no sandbox {id}")
         await self.start(id, max(generations))
@@ -282,9 +278,7 @@ class DockerBackend:
         filters = {"label": [f"{LABEL}.installation={self._installation}", *labels]}
         async with _engine("list containers"):
             containers = await self._client.containers.list(all=1, filters=json.dumps(filters))
-        return [
-            _labelled(container) for container in containers if f"{LABEL}.part" not in container["Labels"]
-        ]
+        return [_labelled(container) for container in containers if f"{LABEL}.part" not in container["Labels"]]
 
     # removing
 

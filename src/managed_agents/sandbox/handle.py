@@ -107,9 +107,7 @@ class RunnerSandbox:
     async def ack(self, tool_use_id: str) -> None:
         await self._request({"op": "ack", "tool_use_id": tool_use_id})
 
-    async def put(
-        self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644
-    ) -> None:
+    async def put(self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644) -> None:
         await self.hello()  # a stream can be sent only once: find the dead connection before
         try:
             async with self._client.exchange() as exchange:

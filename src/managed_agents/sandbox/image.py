@@ -90,9 +90,7 @@ def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]
 
 def existing_key(image: str = IMAGE) -> str | None:
     """Return the content key of `image` in the engine, or None when there is no such image of ours."""
-    found = _run(
-        ["docker", "image", "inspect", "-f", f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}', image], 30
-    )
+    found = _run(["docker", "image", "inspect", "-f", f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}', image], 30)
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
@@ -143,10 +141,7 @@ def apt_sources(suite: str) -> list[str]:
         if release.rstrip("/") in (suite, f"{suite}-updates", f"{suite}-security"):
             components.setdefault((site, release), []).append(component)
     # mmdebstrap finds the distribution's keyring itself.
-    return [
-        f"deb {site} {release} {' '.join(dict.fromkeys(names))}"
-        for (site, release), names in components.items()
-    ]
+    return [f"deb {site} {release} {' '.join(dict.fromkeys(names))}" for (site, release), names in components.items()]
 
 
 def _hook() -> str:
@@ -160,9 +155,7 @@ def _hook() -> str:
 
 def _build_from_distribution(image: str, key: str, progress: Progress) -> None:
     if shutil.which("mmdebstrap") is None:
-        raise ImageBuildFailed(
-            "no image registry can be reached and mmdebstrap is missing: apt-get install mmdebstrap"
-        )
+        raise ImageBuildFailed("no image registry can be reached and mmdebstrap is missing: apt-get install mmdebstrap")
     suite = _suite()
     progress(f"building from packages of {suite} (about a minute)")
     command = [
@@ -176,9 +169,7 @@ def _build_from_distribution(image: str, key: str, progress: Progress) -> None:
     changes = [f"LABEL {CONTENT_LABEL}={key}", 'CMD ["/bin/bash"]']
     importing = ["docker", "import", *(f"--change={change}" for change in changes), "-", image]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as strap:
-        imported = subprocess.run(
-            importing, stdin=strap.stdout, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr
-        )
+        imported = subprocess.run(importing, stdin=strap.stdout, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr)
         strapped = strap.wait(timeout=60)
     if strapped != 0:
         # A truncated tar may have been imported under our label: it must not count as built.
@@ -211,9 +202,7 @@ def main() -> None:
 
 @main.command("build")
 @click.option("--image", default=IMAGE, show_default=True)
-@click.option(
-    "--source", type=click.Choice(["auto", "registry", "distribution"]), default="auto", show_default=True
-)
+@click.option("--source", type=click.Choice(["auto", "registry", "distribution"]), default="auto", show_default=True)
 def build_command(image: str, source: Source) -> None:
     """Build the image unless the engine has the current one."""
     try:

@@ -57,11 +57,7 @@ def environment(home: str, extra: Mapping[str, str]) -> dict[str, str]:
         "PAGER": "cat",
         "GIT_PAGER": "cat",
         "PATH": ":".join(
-            [
-                f"{home}/{part}"
-                for part in (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")
-            ]
-            + [_SYSTEM_PATH]
+            [f"{home}/{part}" for part in (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")] + [_SYSTEM_PATH]
         ),
         # The root file system is read-only: pip falls back to the user's prefix and must be allowed to use it.
         "PIP_BREAK_SYSTEM_PACKAGES": "1",
@@ -80,9 +76,7 @@ def install_runner(data_dir: Path) -> Path:
     """
     source = Path(__file__).parent / "runner"
     files = sorted(source.glob("*.py"))
-    digest = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[
-        :16
-    ]
+    digest = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[:16]
     target = data_dir / "runner" / digest
     if not target.exists():
         partial = target.with_name(f"{digest}.{os.getpid()}.part")

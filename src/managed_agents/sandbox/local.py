@@ -70,9 +70,7 @@ wait $!
 class LocalBackend:
     """Sandboxes as directories and processes of this machine."""
 
-    def __init__(
-        self, *, data_dir: Path, run_dir: Path, uid_base: int = 64000, isolation: Isolation = "auto"
-    ) -> None:
+    def __init__(self, *, data_dir: Path, run_dir: Path, uid_base: int = 64000, isolation: Isolation = "auto") -> None:
         self._data_dir, self._run_dir, self._uid_base = data_dir, run_dir, uid_base
         self._isolation: Isolation = isolation
 
@@ -185,9 +183,7 @@ class LocalBackend:
         own = f"echo $$ > {pid}; exec {shlex.join(command)}"
         script = f"cd / && setsid sh -c {shlex.quote(own)} </dev/null >{log} 2>&1 &"
         with anyio.fail_after(START_SECONDS):
-            await anyio.run_process(
-                ["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            await anyio.run_process(["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while not (alive(places) and places.socket.exists()):
                 await anyio.sleep(POLL_SECONDS)
 

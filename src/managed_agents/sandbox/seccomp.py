@@ -61,11 +61,7 @@ def profile() -> dict[str, Any]:
             {"names": list(_REFUSED), **refuse},
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
             # One rule a flag: a masked comparison is for equality, and any one of the flags is refused.
-            *(
-                masked("clone", 0, "SCMP_CMP_MASKED_EQ", 1 << bit, 1 << bit)
-                for bit in range(32)
-                if CLONE_NEW_ANY >> bit & 1
-            ),
+            *(masked("clone", 0, "SCMP_CMP_MASKED_EQ", 1 << bit, 1 << bit) for bit in range(32) if CLONE_NEW_ANY >> bit & 1),
             masked("ioctl", 1, "SCMP_CMP_EQ", TIOCSTI),
             masked("ioctl", 1, "SCMP_CMP_EQ", TIOCLINUX),
             masked("socket", 0, "SCMP_CMP_EQ", AF_ALG),

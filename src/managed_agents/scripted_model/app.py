@@ -43,9 +43,7 @@ _log = logging.getLogger(__name__)
 class ScriptedModel:
     """The state of one scripted model: script, cache, counters, records."""
 
-    def __init__(
-        self, script: Script, *, log_requests: Path | None = None, signing_key: bytes = DEFAULT_KEY
-    ) -> None:
+    def __init__(self, script: Script, *, log_requests: Path | None = None, signing_key: bytes = DEFAULT_KEY) -> None:
         self.script = script
         self.recorder = Recorder(log_requests)
         self._signer = Signer(signing_key)
@@ -73,9 +71,7 @@ class ScriptedModel:
             reply = [] if request["max_tokens"] == 0 else parts_of(self.script.reply(seen))
             played = Player(request, model, usage, self._signer, prefix).play(reply, request_id)
         except ScriptError as error:
-            raise Refused(
-                f"Script {self.script.name}: {error}", status=500, error_type="api_error"
-            ) from error
+            raise Refused(f"Script {self.script.name}: {error}", status=500, error_type="api_error") from error
         except Exception as error:  # a supervisor: whatever a user's script raises is that request's 500
             _log.warning("script %s failed", self.script.name, exc_info=True)
             message = f"Script {self.script.name} raised {type(error).__name__}: {error}"
@@ -196,9 +192,7 @@ def _check_headers(request: HttpRequest) -> None:
         raise Refused(f'anthropic-version: "{version}" is not a valid version')
 
 
-def create_app(
-    script: Script | None = None, *, log_requests: Path | None = None, signing_key: bytes = DEFAULT_KEY
-) -> Starlette:
+def create_app(script: Script | None = None, *, log_requests: Path | None = None, signing_key: bytes = DEFAULT_KEY) -> Starlette:
     """Return the ASGI application that plays `script` (the built-in one when None)."""
     model = ScriptedModel(script or load_script(None), log_requests=log_requests, signing_key=signing_key)
     api = _Api(model)
@@ -234,9 +228,7 @@ async def _on_http_exception(request: HttpRequest, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return await _on_refused(request, Refused("Method Not Allowed", status=405))
-    return await _on_refused(
-        request, Refused("Not found", status=error.status_code, error_type="not_found_error")
-    )
+    return await _on_refused(request, Refused("Not found", status=error.status_code, error_type="not_found_error"))
 
 
 class _Api:
@@ -249,9 +241,7 @@ class _Api:
         _check_headers(request)
         raw = await _read_body(request)
         headers = request.headers
-        record = recorder.receive(
-            request_id, request.url.path, request.url.query, headers.get("anthropic-beta", ""), raw
-        )
+        record = recorder.receive(request_id, request.url.path, request.url.query, headers.get("anthropic-beta", ""), raw)
         try:
             played, streams = self._model.play(raw, _told(request), request_id)
         except Refused as error:
@@ -267,9 +257,7 @@ class _Api:
         recorder.finish(record, "finished")
         return _answer(played.message, headers={"request-id": request_id})
 
-    def _failed(
-        self, record: Record, status: int, body: bytes, message: str, headers: dict[str, str] | None = None
-    ) -> Response:
+    def _failed(self, record: Record, status: int, body: bytes, message: str, headers: dict[str, str] | None = None) -> Response:
         record.status, record.error = status, message
         self._model.recorder.finish(record, "finished")
         named = {"request-id": record.request_id, **(headers or {})}
@@ -341,11 +329,7 @@ def _whole(request: HttpRequest, name: str, default: int) -> int:
 
 def _told(request: HttpRequest) -> dict[str, str]:
     """Return the headers a script may see: none that carries a key."""
-    return {
-        name: value
-        for name, value in request.headers.items()
-        if name not in ("authorization", "x-api-key", "cookie")
-    }
+    return {name: value for name, value in request.headers.items() if name not in ("authorization", "x-api-key", "cookie")}
 
 
 async def _stayed(request: HttpRequest, seconds: float) -> bool:

@@ -45,9 +45,7 @@ class Model:
 
         words = self.id.split("-")
         dots = ".".join(word for word in words if word.isdecimal() and len(word) < 8)
-        name = " ".join(
-            [*(word.capitalize() for word in words if not word.isdecimal()), *([dots] if dots else [])]
-        )
+        name = " ".join([*(word.capitalize() for word in words if not word.isdecimal()), *([dots] if dots else [])])
         family = words[1] if self.id.startswith("claude-") else None
         return {
             "type": "model",
@@ -97,9 +95,7 @@ _FABLE_5 = replace(_NEWER, thinking_disable=False, system_messages=True)
 _NEWEST = replace(_NEWER, forced_tool_choice=False, thinking_bound_to_prefix=True, system_messages=True)
 _FABLE = replace(_NEWEST, thinking_disable=False)
 _OPUS_5_5 = replace(_FABLE, thinking_display="omitted", fast="served")
-_OPUS_5 = replace(
-    _NEWER, thinking_disable_effort_max="high", system_messages=True, fast="served", cache_tokens_min=512
-)
+_OPUS_5 = replace(_NEWER, thinking_disable_effort_max="high", system_messages=True, fast="served", cache_tokens_min=512)
 _ROWS = (
     replace(_FABLE, id="claude-fable-5-2", created="2026-11-01"),
     replace(_FABLE, id="claude-mythos-5-2", created="2026-11-01"),

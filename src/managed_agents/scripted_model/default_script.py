@@ -64,11 +64,7 @@ def _part(name: str, argument: str, request: Request) -> list[Part]:
         case "think":
             return [thinking(argument)]
         case "wait":
-            return (
-                [stall(float(argument))]
-                if re.fullmatch(r"\d+(\.\d+)?", argument)
-                else [text("wait: needs a number")]
-            )
+            return [stall(float(argument))] if re.fullmatch(r"\d+(\.\d+)?", argument) else [text("wait: needs a number")]
         case "error":
             status = int(argument) if re.fullmatch(r"[45]\d\d", argument) else 500
             return [fail(status)] if request.attempt == 1 else []

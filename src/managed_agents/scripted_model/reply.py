@@ -184,6 +184,4 @@ def parts_of(reply: object) -> list[Part]:
         if not parts:
             raise ScriptError("the script answered with an empty list")
         return parts
-    raise ScriptError(
-        f"the script answered with {type(reply).__name__}; a string, a part or a list of them was expected"
-    )
+    raise ScriptError(f"the script answered with {type(reply).__name__}; a string, a part or a list of them was expected")

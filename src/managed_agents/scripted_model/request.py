@@ -11,9 +11,7 @@ from managed_agents.scripted_model.signing import blocks_of
 
 def text_of(content: object) -> str:
     """Return the text of a message's or a tool result's content, blocks joined by line breaks."""
-    return "\n".join(
-        cast("str", block["text"]) for block in blocks_of(content) if block.get("type") == "text"
-    )
+    return "\n".join(cast("str", block["text"]) for block in blocks_of(content) if block.get("type") == "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +101,7 @@ class Request:
         for message in reversed(self.messages):
             if message["role"] == "assistant":
                 break
-            answered += [
-                cast("str", b["tool_use_id"])
-                for b in blocks_of(message["content"])
-                if b["type"] == "tool_result"
-            ]
+            answered += [cast("str", b["tool_use_id"]) for b in blocks_of(message["content"]) if b["type"] == "tool_result"]
         return [result for result in self.all_tool_results if result.tool_use_id in answered]
 
     def tool_result(self, name: str) -> ToolResult | None:

@@ -24,8 +24,7 @@ def check_create(body: object, signer: Signer) -> Model:
     if max_tokens > model.output_tokens_max:
         raise refuse(
             "max_tokens",
-            f"{max_tokens} > {model.output_tokens_max}, which is the maximum allowed number of output tokens"
-            f" for {model.id}",
+            f"{max_tokens} > {model.output_tokens_max}, which is the maximum allowed number of output tokens for {model.id}",
         )
     _check_common(request, model, signer)
     _check_thinking(request, model)
@@ -82,8 +81,7 @@ def _check_messages(messages: list[JsonObject], model: Model) -> None:
         if not model.prefill:
             raise refuse(
                 "messages",
-                "This model does not support assistant message prefill. The conversation must end with a user"
-                " message.",
+                "This model does not support assistant message prefill. The conversation must end with a user message.",
             )
         text = blocks_of(final["content"])[-1].get("text")
         if isinstance(text, str) and text != text.rstrip():
@@ -148,8 +146,7 @@ def _check_answers(blocks: list[tuple[str, JsonObject]], asked: list[str], asked
         if answered[use_id] > 1:
             raise refuse(
                 path,
-                "each tool_use must have a single result. Found multiple `tool_result` blocks with id:"
-                f" {use_id}",
+                f"each tool_use must have a single result. Found multiple `tool_result` blocks with id: {use_id}",
             )
         content = block.get("content")
         if block.get("is_error") and isinstance(content, list):
@@ -203,9 +200,7 @@ def _check_cache_marks(request: JsonObject) -> None:
     parts.append(request)
     marks = [cast("JsonObject", part["cache_control"]) for part in parts if part.get("cache_control")]
     if len(marks) > CACHE_MARKS_MAX:
-        raise Refused(
-            f"A maximum of {CACHE_MARKS_MAX} blocks with cache_control may be provided. Found {len(marks)}."
-        )
+        raise Refused(f"A maximum of {CACHE_MARKS_MAX} blocks with cache_control may be provided. Found {len(marks)}.")
     lifetimes = [mark.get("ttl", "5m") for mark in marks]
     if "5m" in lifetimes and "1h" in lifetimes[lifetimes.index("5m") :]:
         raise Refused("a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block.")
@@ -246,23 +241,16 @@ def _check_thinking(request: JsonObject, model: Model) -> None:
     if kind == "disabled" and not model.thinking_disable:
         raise refuse("thinking.type", f"'disabled' is not supported by {model.id}: thinking is always on")
     if kind == "disabled" and model.thinking_disable_effort_max is not None:
-        effort = (
-            cast("JsonObject", request.get("output_config") or {}).get("effort")
-            or model.thinking_disable_effort_max
-        )
+        effort = cast("JsonObject", request.get("output_config") or {}).get("effort") or model.thinking_disable_effort_max
         if _EFFORTS.index(cast("str", effort)) > _EFFORTS.index(model.thinking_disable_effort_max):
-            raise refuse(
-                "thinking.type", f"'disabled' needs an effort of {model.thinking_disable_effort_max} or below"
-            )
+            raise refuse("thinking.type", f"'disabled' needs an effort of {model.thinking_disable_effort_max} or below")
     if kind == "enabled":
         if not model.thinking_budgets:
             raise refuse(
                 "thinking.type",
                 f"'enabled' with a token budget is not supported by {model.id}; use 'adaptive'",
             )
-        if "max_tokens" in request and cast("int", thinking["budget_tokens"]) >= cast(
-            "int", request["max_tokens"]
-        ):
+        if "max_tokens" in request and cast("int", thinking["budget_tokens"]) >= cast("int", request["max_tokens"]):
             raise Refused("`max_tokens` must be greater than `thinking.budget_tokens`.")
     if kind == "adaptive" and not model.thinking_adaptive:
         raise refuse("thinking.type", f"adaptive thinking is not supported by {model.id}")

@@ -62,17 +62,11 @@ async def serve(
 
 @click.command("scripted-model")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", default=8485, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
-)
+@click.option("--port", default=8485, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
 @click.option("--script", type=click.Path(path_type=Path), help="A .py or .yaml script; an echo when absent.")
-@click.option(
-    "--log-requests", type=click.Path(path_type=Path), help="Append every request to this file as JSON lines."
-)
+@click.option("--log-requests", type=click.Path(path_type=Path), help="Append every request to this file as JSON lines.")
 @click.option("--signing-key", help="Key of thinking signatures; a constant when absent.")
-def scripted_model_command(
-    host: str, port: int, script: Path | None, log_requests: Path | None, signing_key: str | None
-) -> None:
+def scripted_model_command(host: str, port: int, script: Path | None, log_requests: Path | None, signing_key: str | None) -> None:
     """Speak the Messages API and answer as a script says: for testing agents offline."""
     try:
         loaded = load_script(script)
@@ -106,6 +100,4 @@ def uvicorn_run(
     except ImportError:  # not on Windows
         pass
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(
-            serve(host, port, script, log_requests=log_requests, signing_key=key, on_started=on_started)
-        )
+        runner.run(serve(host, port, script, log_requests=log_requests, signing_key=key, on_started=on_started))

@@ -73,13 +73,9 @@ def _encoded(bytes_max: int, *, what: str) -> Check:
         if len(data) > bytes_max:
             raise refuse(path, f"{what.lower()} exceeds {bytes_max // 1024**2} MB maximum: {len(data)} bytes")
         media_type = source["media_type"]
-        fits = data.startswith(_SIGNATURES[media_type]) and (
-            media_type != "image/webp" or data[8:12] == b"WEBP"
-        )
+        fits = data.startswith(_SIGNATURES[media_type]) and (media_type != "image/webp" or data[8:12] == b"WEBP")
         if not fits:
-            raise refuse(
-                path, f"{what} does not match the provided media type {media_type}, or could not be processed"
-            )
+            raise refuse(path, f"{what} does not match the provided media type {media_type}, or could not be processed")
 
     return check
 
@@ -90,9 +86,7 @@ _text = shape({**_type, "text": _not_blank}, {**_cached, "citations": _citations
 _image = shape(
     {
         **_type,
-        "source": tagged(
-            {"base64": _encoded(IMAGE_BYTES_MAX, what="Image"), "url": _url_source, "file": _file_source}
-        ),
+        "source": tagged({"base64": _encoded(IMAGE_BYTES_MAX, what="Image"), "url": _url_source, "file": _file_source}),
     },
     {**_cached, "transformations": shape({}, {"oversized_image": one_of("downsize", "error")})},
 )
@@ -186,9 +180,7 @@ def _checked_message(value: object, path: str) -> None:
     known = {"user": _user_blocks, "assistant": _assistant_blocks}.get(role)
     for index, block in enumerate(cast("list[JsonObject]", content)):
         if known is not None and block["type"] not in known:
-            raise refuse(
-                f"{path}.content.{index}", f"`{block['type']}` blocks can not be in `{role}` messages"
-            )
+            raise refuse(f"{path}.content.{index}", f"`{block['type']}` blocks can not be in `{role}` messages")
 
 
 def _input_schema(value: object, path: str) -> None:

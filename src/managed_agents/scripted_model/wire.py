@@ -90,9 +90,7 @@ class _Block:
 class Player:
     """Plays one reply to one request."""
 
-    def __init__(
-        self, request: JsonObject, model: Model, input_usage: InputUsage, signer: Signer, prefix: bytes
-    ) -> None:
+    def __init__(self, request: JsonObject, model: Model, input_usage: InputUsage, signer: Signer, prefix: bytes) -> None:
         self._request = request
         self._model = model
         self._input = input_usage
@@ -211,9 +209,7 @@ class Player:
         raw = self._take(whole)
         self._parsed_input = self._parsed_input and part.raw is None
         pieces, waits = self._pieces(raw, least=12)
-        deltas: list[JsonObject] = [
-            {"type": "input_json_delta", "partial_json": piece} for piece in ("", *pieces)
-        ]
+        deltas: list[JsonObject] = [{"type": "input_json_delta", "partial_json": piece} for piece in ("", *pieces)]
         return _Block(
             {
                 "type": "tool_use",
@@ -262,9 +258,7 @@ class Player:
                 "server_tool_use": None,
                 "service_tier": "standard",
                 "inference_geo": self._request.get("inference_geo") or "global",
-                "speed": "fast"
-                if self._request.get("speed") == "fast" and self._model.fast == "served"
-                else "standard",
+                "speed": "fast" if self._request.get("speed") == "fast" and self._model.fast == "served" else "standard",
             },
         }
 
@@ -282,9 +276,7 @@ class Player:
     def _finish(self, message: JsonObject) -> list[bytes]:
         usage = cast("JsonObject", message["usage"])
         told = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
-        delta = {
-            name: message[name] for name in ("stop_reason", "stop_sequence", "stop_details", "container")
-        }
+        delta = {name: message[name] for name in ("stop_reason", "stop_sequence", "stop_details", "container")}
         return [
             event(
                 "message_delta",

@@ -142,9 +142,7 @@ def load_yaml(source: str, name: str) -> tuple[Callable[[Request], object], int 
     except Refused as error:
         raise ScriptError(f"{name}: {error.message}") from error
     script = cast("JsonObject", document)
-    rules = [
-        _rule(f"{name}: rules.{i}", each) for i, each in enumerate(cast("list[JsonObject]", script["rules"]))
-    ]
+    rules = [_rule(f"{name}: rules.{i}", each) for i, each in enumerate(cast("list[JsonObject]", script["rules"]))]
 
     def reply(request: Request) -> list[Part]:
         for rule in rules:
@@ -175,9 +173,7 @@ def _rule(path: str, rule: JsonObject) -> _Rule:
     for pattern in patterns.values():
         known |= {str(i + 1) for i in range(pattern.groups)} | set(pattern.groupindex)
     reply = rule.get("reply")
-    items = (
-        [reply] if isinstance(reply, str) else cast("list[object]", reply or [{"fail": rule.get("error")}])
-    )
+    items = [reply] if isinstance(reply, str) else cast("list[object]", reply or [{"fail": rule.get("error")}])
     for index, item in enumerate(items):
         _check_item(f"{path}.reply.{index}", item, known)
     return _Rule(
@@ -232,9 +228,7 @@ def _part(item: JsonObject | str) -> Part:
         case "thinking":
             return helpers.thinking(cast("str", value))
         case "tool_use":
-            return helpers.ToolUse(
-                fields["name"], cast("JsonObject", cast("JsonObject", value).get("input") or {})
-            )
+            return helpers.ToolUse(fields["name"], cast("JsonObject", cast("JsonObject", value).get("input") or {}))
         case "broken_tool_use":
             return helpers.broken_tool_use(fields["name"], fields["raw"])
         case "stall":

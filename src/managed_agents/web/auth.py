@@ -44,15 +44,14 @@ def betas(request: Request) -> frozenset[str]:
     return frozenset(value.strip() for value in values if value.strip())
 
 
-def require_managed_agents_beta(request: Request) -> None:
-    """Refuse a request without the managed-agents value as if what it asks for did not exist."""
-    if edge_services(request).require_beta_header and MANAGED_AGENTS not in betas(request):
-        raise NotFound
+def has_managed_agents_beta(request: Request) -> bool:
+    """Say whether the managed-agents value was sent, or this server does not insist on it."""
+    return not edge_services(request).require_beta_header or MANAGED_AGENTS in betas(request)
 
 
 def _check_betas(request: Request, rule: Beta) -> None:
-    if rule is not Beta.OPTIONAL:
-        require_managed_agents_beta(request)
+    if rule is not Beta.OPTIONAL and not has_managed_agents_beta(request):
+        raise NotFound  # as if the route did not exist
     if rule is Beta.REQUIRED:
         return
     sent = betas(request)
@@ -95,9 +94,7 @@ def authenticated(needed: Scope, rule: Beta) -> Callable[[Request], Awaitable[Ac
         if workspace is not None and workspace != actor.workspace_id:
             raise PermissionDenied("anthropic-workspace-id: does not match the workspace of this API key")
         if actor.scope < needed:
-            raise PermissionDenied(
-                f"This API key lacks the scope `{needed.name.lower()}`", error_code="api_key_scope_missing"
-            )
+            raise PermissionDenied(f"This API key lacks the scope `{needed.name.lower()}`", error_code="api_key_scope_missing")
         return actor
 
     return dependency

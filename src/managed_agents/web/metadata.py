@@ -9,9 +9,7 @@ from managed_agents.core.errors import InvalidRequest
 def checked(metadata: Mapping[str, str], *, error_code: str | None = None) -> dict[str, str]:
     """Return a copy within the limits. Raises `InvalidRequest` naming the pair."""
     if len(metadata) > limits.METADATA_PAIRS_MAX:
-        raise InvalidRequest(
-            f"metadata: at most {limits.METADATA_PAIRS_MAX} pairs are allowed", error_code=error_code
-        )
+        raise InvalidRequest(f"metadata: at most {limits.METADATA_PAIRS_MAX} pairs are allowed", error_code=error_code)
     for key, value in metadata.items():
         shown = key[: limits.METADATA_KEY_CHARS_MAX]
         if not 1 <= len(key) <= limits.METADATA_KEY_CHARS_MAX:

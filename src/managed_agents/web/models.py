@@ -35,9 +35,7 @@ def _instant(value: object) -> datetime:
         instant = datetime.fromisoformat(whole.upper() + ("+00:00" if offset in "Zz" else offset))
         return instant.astimezone(UTC) + timedelta(microseconds=int(fraction[:6].ljust(6, "0")))
     except (ValueError, OverflowError) as error:
-        raise PydanticCustomError(
-            "rfc3339", "Input should be an RFC 3339 timestamp with an offset"
-        ) from error
+        raise PydanticCustomError("rfc3339", "Input should be an RFC 3339 timestamp with an offset") from error
 
 
 def _flag(value: object) -> bool:

@@ -42,9 +42,7 @@ def _lists(model: type[QueryModel]) -> frozenset[str]:
 
 def _collect(raw: bytes, lists: frozenset[str]) -> dict[str, Any]:
     try:
-        pairs = parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS_MAX
-        )
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS_MAX)
     except ValueError as error:
         raise InvalidRequest("query: malformed query string") from error
     values: dict[str, Any] = {}

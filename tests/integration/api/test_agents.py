@@ -188,19 +188,13 @@ UNSERVED = [
     ("tools.0.configs.0.name", {"tools": [{**TOOLSET, "configs": [{"name": "web_search"}]}]}),
     (
         "tools.0.configs.0.allowed_domains",
-        {
-            "tools": [
-                {**TOOLSET, "configs": [{"name": "web_fetch", "enabled": False, "allowed_domains": ["a"]}]}
-            ]
-        },
+        {"tools": [{**TOOLSET, "configs": [{"name": "web_fetch", "enabled": False, "allowed_domains": ["a"]}]}]},
     ),
 ]
 
 
 @pytest.mark.parametrize(("path", "fields"), UNSERVED)
-async def test_what_is_not_served_is_refused_by_name(
-    client: AsyncAnthropic, path: str, fields: dict[str, Any]
-) -> None:
+async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
     with pytest.raises(anthropic.BadRequestError) as refused:
         await client.beta.agents.create(**{"name": "A", "model": "m", **fields})
@@ -218,9 +212,7 @@ async def test_a_session_gets_the_effective_agent(client: AsyncAnthropic, served
     workspace_id = served.caller.workspace_id
     async with served.services.db.transaction() as tx:
         latest = await resolve_for_session(tx, workspace_id, first.id)
-        pinned = await resolve_for_session(
-            tx, workspace_id, AgentReference(type="agent", id=first.id, version=1)
-        )
+        pinned = await resolve_for_session(tx, workspace_id, AgentReference(type="agent", id=first.id, version=1))
         overridden = await resolve_for_session(
             tx,
             workspace_id,

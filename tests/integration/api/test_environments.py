@@ -35,9 +35,7 @@ async def test_updates_merge(client: AsyncAnthropic) -> None:
     )
     kept = await client.beta.environments.update(made.id, name=None, config={"type": "cloud"})
     assert (kept.name, kept.description, kept.config) == ("e", "d", made.config)
-    patched = await client.beta.environments.update(
-        made.id, name="f", description="", metadata={"a": "", "b": None, "d": "4"}
-    )
+    patched = await client.beta.environments.update(made.id, name="f", description="", metadata={"a": "", "b": None, "d": "4"})
     assert (patched.name, patched.description, patched.metadata) == ("f", "", {"c": "3", "d": "4"})
     cleared = await client.beta.environments.update(made.id, description=None)
     assert cleared.description is None
@@ -118,9 +116,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "fields"), REFUSED)
-async def test_what_is_not_served_is_refused_by_name(
-    client: AsyncAnthropic, path: str, fields: dict[str, Any]
-) -> None:
+async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     made = await client.beta.environments.create(name="e")
     with pytest.raises(anthropic.BadRequestError) as refused:
         await client.beta.environments.create(**{"name": "f", **fields})
@@ -139,9 +135,7 @@ async def test_metadata_limits_have_their_own_code(client: AsyncAnthropic) -> No
         assert refused.value.body["error"]["details"] == {"error_code": "invalid_metadata"}  # pyright: ignore
 
 
-async def test_a_session_may_use_a_live_environment_of_its_workspace(
-    client: AsyncAnthropic, served: Served
-) -> None:
+async def test_a_session_may_use_a_live_environment_of_its_workspace(client: AsyncAnthropic, served: Served) -> None:
     made = await client.beta.environments.create(name="e")
     mine, theirs = served.caller.workspace_id, served.stranger.workspace_id
     async with served.services.db.transaction() as tx:

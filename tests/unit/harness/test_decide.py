@@ -34,9 +34,7 @@ MESSAGE = queued("user.message", "sevt_m")
 INTERRUPT = queued("user.interrupt", "sevt_i")
 
 
-def step_after(
-    events: list[NewEvent], inbox: list[QueuedEvent] | None = None, due: float | None = None
-) -> Step:
+def step_after(events: list[NewEvent], inbox: list[QueuedEvent] | None = None, due: float | None = None) -> Step:
     turn = Turn()
     for event in stored(events):
         turn.apply(event)

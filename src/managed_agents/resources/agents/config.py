@@ -20,9 +20,7 @@ from managed_agents.resources.agents.schemas import (
     Tool,
 )
 
-EFFORT_DEFAULT = (
-    "high"  # spec: resolved to the model's default when the agent is saved; "high" in all samples
-)
+EFFORT_DEFAULT = "high"  # spec: resolved to the model's default when the agent is saved; "high" in all samples
 FAST_MODELS = frozenset({"claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 
 
@@ -94,9 +92,7 @@ class AgentSnapshot(TypedDict):
     execution_identity: ResolvedIdentity
 
 
-def resolve_model(
-    given: str | ModelConfig, stored: ResolvedModel | None = None, *, path: str = "model"
-) -> ResolvedModel:
+def resolve_model(given: str | ModelConfig, stored: ResolvedModel | None = None, *, path: str = "model") -> ResolvedModel:
     """Fill in what was left out. An effort left out stays as stored while the model stays the same."""
     config = ModelConfig(id=given) if isinstance(given, str) else given
     effort = config.effort.type if isinstance(config.effort, Effort) else config.effort
@@ -104,9 +100,7 @@ def resolve_model(
         effort = stored["effort"]["type"]
     if config.speed == "fast" and config.id.startswith("claude-") and config.id not in FAST_MODELS:
         raise InvalidRequest(f'{path}.speed: "fast" is not supported by {config.id}')
-    resolved = ResolvedModel(
-        id=config.id, effort={"type": effort or EFFORT_DEFAULT}, speed=config.speed or "standard"
-    )
+    resolved = ResolvedModel(id=config.id, effort={"type": effort or EFFORT_DEFAULT}, speed=config.speed or "standard")
     if config.inference_geo is not None:
         resolved["inference_geo"] = config.inference_geo
     return resolved

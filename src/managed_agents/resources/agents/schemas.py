@@ -52,9 +52,7 @@ class ModelConfig(RequestModel):
     """spec: BetaManagedAgentsModelConfigParams."""
 
     id: ModelId
-    effort: (
-        Annotated[Annotated[EffortLevel, Tag("text")] | Annotated[Effort, Tag("object")], TextOrObject] | None
-    ) = None
+    effort: Annotated[Annotated[EffortLevel, Tag("text")] | Annotated[Effort, Tag("object")], TextOrObject] | None = None
     inference_geo: Literal["us", "global"] | None = None
     speed: Literal["standard", "fast"] | None = None
 

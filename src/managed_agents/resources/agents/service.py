@@ -85,9 +85,7 @@ async def create(db: Database, workspace_id: str, command: CreateAgent) -> Agent
     agent_id = ids.new_id(ids.AGENT)
     async with db.transaction() as tx:
         inserted = await tx.execute(
-            insert(AgentRow)
-            .values(id=agent_id, workspace_id=workspace_id, version=1)
-            .returning(AgentRow.created_at)
+            insert(AgentRow).values(id=agent_id, workspace_id=workspace_id, version=1).returning(AgentRow.created_at)
         )
         created_at = inserted.scalar_one()
         await _insert_version(tx, workspace_id, agent_id, 1, config)
@@ -120,9 +118,7 @@ async def update_agent(db: Database, workspace_id: str, agent_id: str, command: 
     _check_id(agent_id)
     async with db.transaction() as tx:
         locked = await tx.scalar(
-            select(AgentRow.id)
-            .where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
-            .with_for_update()
+            select(AgentRow.id).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id).with_for_update()
         )
         agent = await _select_agent(tx, workspace_id, agent_id, None) if locked is not None else None
         if agent is None:
@@ -177,16 +173,12 @@ async def archive(db: Database, workspace_id: str, agent_id: str) -> Agent:
     return agent
 
 
-async def list_agents(
-    db: Database, workspace_id: str, query: ListAgentsQuery
-) -> tuple[list[Agent], str | None]:
+async def list_agents(db: Database, workspace_id: str, query: ListAgentsQuery) -> tuple[list[Agent], str | None]:
     """Return a page of current versions, newest agents first, and the cursor of the next page."""
     statement = _joined().where(
         AgentRow.workspace_id == workspace_id,
         AgentVersionRow.version == AgentRow.version,
-        *pagination.created_between(
-            AgentRow.created_at.expression, {"gte": query.created_at_gte, "lte": query.created_at_lte}
-        ),
+        *pagination.created_between(AgentRow.created_at.expression, {"gte": query.created_at_gte, "lte": query.created_at_lte}),
     )
     if not query.include_archived:
         statement = statement.where(AgentRow.archived_at.is_(None))
@@ -223,9 +215,7 @@ async def list_versions(
     return agents, pagination.encode_cursor("agent_versions", [agents[-1].version]) if more else None
 
 
-async def resolve_for_session(
-    tx: Tx, workspace_id: str, reference: str | AgentReference | AgentWithOverrides
-) -> AgentSnapshot:
+async def resolve_for_session(tx: Tx, workspace_id: str, reference: str | AgentReference | AgentWithOverrides) -> AgentSnapshot:
     """Return the effective agent a new session keeps.
 
     Raises `NotFound` naming what does not exist, `InvalidRequest` for an archived agent or a refused
@@ -262,9 +252,7 @@ def overridden(config: AgentConfig, reference: AgentWithOverrides) -> AgentConfi
     result = config.copy()
     if "model" in sent:
         if reference.model is None:
-            raise InvalidRequest(
-                "agent.model: a model is required (agent_model_required)", error_code="agent_model_required"
-            )
+            raise InvalidRequest("agent.model: a model is required (agent_model_required)", error_code="agent_model_required")
         result["model"] = resolve_model(reference.model, path="agent.model")
     if "system" in sent:
         result["system"] = reference.system or None
@@ -278,9 +266,7 @@ def _check_id(agent_id: str) -> None:
         raise NotFound("Agent not found.")
 
 
-async def _insert_version(
-    tx: Tx, workspace_id: str, agent_id: str, version: int, config: AgentConfig
-) -> datetime:
+async def _insert_version(tx: Tx, workspace_id: str, agent_id: str, version: int, config: AgentConfig) -> datetime:
     inserted = await tx.execute(
         insert(AgentVersionRow)
         .values(agent_id=agent_id, version=version, workspace_id=workspace_id, config=config)

@@ -49,9 +49,7 @@ DEFAULT: EnvironmentConfig = {
 def check_type_kept(given: CloudConfig | SelfHostedConfig | None) -> None:
     """Raise `InvalidRequest` when an update would turn an environment into one of the other type."""
     if isinstance(given, SelfHostedConfig):
-        raise InvalidRequest(
-            "config.type: cannot be changed after creation", error_code="invalid_config_type_change"
-        )
+        raise InvalidRequest("config.type: cannot be changed after creation", error_code="invalid_config_type_change")
 
 
 def merge(stored: EnvironmentConfig, given: CloudConfig | SelfHostedConfig | None) -> EnvironmentConfig:

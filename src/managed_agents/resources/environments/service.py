@@ -84,9 +84,7 @@ async def retrieve(db: Database, workspace_id: str, environment_id: str) -> Envi
     return _required(environment)
 
 
-async def update_environment(
-    db: Database, workspace_id: str, environment_id: str, command: UpdateEnvironment
-) -> Environment:
+async def update_environment(db: Database, workspace_id: str, environment_id: str, command: UpdateEnvironment) -> Environment:
     """Apply a patch. Raises `NotFound`, `InvalidRequest` for an archived one, `Conflict` for a taken name."""
     _check_scope(command.scope)
     with _unique_name(command.name or ""):
@@ -101,16 +99,11 @@ async def update_environment(
                 "name": stored.name if command.name is None else command.name,
                 "description": command.description if "description" in sent else stored.description,
                 "config": merge(stored.config, command.config),
-                "metadata_": metadata.merged(
-                    stored.metadata, command.metadata, empty_deletes=True, error_code=INVALID_METADATA
-                ),
+                "metadata_": metadata.merged(stored.metadata, command.metadata, empty_deletes=True, error_code=INVALID_METADATA),
                 "updated_at": func.now(),
             }
             updated = await tx.execute(
-                update(EnvironmentRow)
-                .where(EnvironmentRow.id == stored.id)
-                .values(values)
-                .returning(*_COLUMNS)
+                update(EnvironmentRow).where(EnvironmentRow.id == stored.id).values(values).returning(*_COLUMNS)
             )
             return _environment(updated.one())
 
@@ -175,9 +168,7 @@ async def usable_for_session(tx: Tx, workspace_id: str, environment_id: str) -> 
     """
     environment = await _select(tx, workspace_id, environment_id)
     if environment is None:
-        raise NotFound(
-            f"environment_id: {environment_id[:100]} not found", error_code="environment_not_found"
-        )
+        raise NotFound(f"environment_id: {environment_id[:100]} not found", error_code="environment_not_found")
     if environment.archived_at is not None:
         raise _archived(f"environment_id: environment {environment.id} is archived")
     return environment
@@ -199,14 +190,10 @@ def _environment(row: Sequence[Any]) -> Environment:
     return Environment(*row)
 
 
-async def _select(
-    tx: Tx, workspace_id: str, environment_id: str, *, lock: bool = False
-) -> Environment | None:
+async def _select(tx: Tx, workspace_id: str, environment_id: str, *, lock: bool = False) -> Environment | None:
     if not ids.has_prefix(environment_id, ids.ENVIRONMENT):
         return None
-    statement = select(*_COLUMNS).where(
-        EnvironmentRow.id == environment_id, EnvironmentRow.workspace_id == workspace_id
-    )
+    statement = select(*_COLUMNS).where(EnvironmentRow.id == environment_id, EnvironmentRow.workspace_id == workspace_id)
     row = (await tx.execute(statement.with_for_update() if lock else statement)).one_or_none()
     return None if row is None else _environment(row)
 

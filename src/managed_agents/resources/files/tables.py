@@ -18,6 +18,7 @@ class FileRow(Base):
         CheckConstraint("size_bytes >= 0", name="size_bytes"),
         Index("ix_files_newest_first", "workspace_id", "created_at", "id"),
         Index("ix_files_session_newest_first", "session_id", "created_at", "id"),
+        Index("uq_files_session_id_output_path", "session_id", "output_path", unique=True),
         Index("ix_files_sha256", "sha256"),  # the blob collector asks whether anybody refers to a blob
     )
 
@@ -29,7 +30,8 @@ class FileRow(Base):
     sha256: Mapped[str] = mapped_column(Text)
     downloadable: Mapped[bool] = mapped_column(Boolean)
     session_id: Mapped[str | None] = mapped_column(Text)
-    # Outputs: the path in the sandbox they were collected from.
-    source_path: Mapped[str | None] = mapped_column(Text)
+    # Where the session wrote it, below its outputs directory; a file written again takes the place of the
+    # older one.
+    output_path: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

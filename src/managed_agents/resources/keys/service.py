@@ -94,9 +94,7 @@ def digest_of(secret: str, hmac_key: bytes) -> bytes:
     return hmac.digest(hmac_key, secret.encode("utf-8", "surrogatepass"), hashlib.sha256)
 
 
-async def create(
-    db: Database, hmac_key: bytes, *, workspace_id: str, name: str, scope: Scope = Scope.DEVELOPER
-) -> NewApiKey:
+async def create(db: Database, hmac_key: bytes, *, workspace_id: str, name: str, scope: Scope = Scope.DEVELOPER) -> NewApiKey:
     """Make a key. The secret is in the answer and nowhere else. Raises `NotFound` for an unknown
     workspace.
     """
@@ -122,9 +120,7 @@ async def revoke(db: Database, key_id: str) -> ApiKey:
     """Make a key useless. Repeating keeps the first instant. Raises `NotFound`."""
     async with db.transaction() as tx:
         await tx.execute(
-            update(ApiKeyRow)
-            .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
-            .values(revoked_at=func.now())
+            update(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=func.now())
         )
         row = (await tx.execute(_SELECT.where(ApiKeyRow.id == key_id))).one_or_none()
     if row is None:
@@ -185,9 +181,7 @@ def _key(
     )
 
 
-async def _insert(
-    tx: Tx, workspace_id: str, name: str, scope: Scope, secret: SecretStr, hmac_key: bytes
-) -> ApiKey:
+async def _insert(tx: Tx, workspace_id: str, name: str, scope: Scope, secret: SecretStr, hmac_key: bytes) -> ApiKey:
     key_id = new_id(API_KEY)
     await tx.execute(
         insert(ApiKeyRow).values(
@@ -225,9 +219,5 @@ async def _find(db: Database, digest: bytes) -> Actor | None:
             )
             .with_for_update(skip_locked=True)
         )
-        await tx.execute(
-            update(ApiKeyRow).where(ApiKeyRow.id.in_(stale.scalar_subquery())).values(last_used_at=func.now())
-        )
-    return Actor(
-        OrganizationId(organization_id), WorkspaceId(workspace_id), ApiKeyId(key_id), Scope.named(scope)
-    )
+        await tx.execute(update(ApiKeyRow).where(ApiKeyRow.id.in_(stale.scalar_subquery())).values(last_used_at=func.now()))
+    return Actor(OrganizationId(organization_id), WorkspaceId(workspace_id), ApiKeyId(key_id), Scope.named(scope))

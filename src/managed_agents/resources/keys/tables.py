@@ -20,9 +20,7 @@ class ApiKeyRow(Base):
     name: Mapped[str] = mapped_column(Text)
     scope: Mapped[str] = mapped_column(Text)
     secret_hmac: Mapped[bytes] = mapped_column(LargeBinary)
-    hint: Mapped[str] = mapped_column(
-        Text
-    )  # the secret's last characters, so that people can tell keys apart
+    hint: Mapped[str] = mapped_column(Text)  # the secret's last characters, so that people can tell keys apart
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     last_used_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))  # coarse: once a minute
     revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

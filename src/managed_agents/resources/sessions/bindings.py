@@ -31,8 +31,7 @@ class Upload:
 
 _COLUMNS = "id, session_id, generation, host, state"
 _CURRENT = text(
-    f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' "
-    "ORDER BY generation DESC LIMIT 1"
+    f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
 _BIND = text(f"""
     INSERT INTO sandboxes (id, session_id, generation, host, state)
@@ -47,6 +46,7 @@ _UPLOADS = text(
     "SELECT r.sandbox_path, f.sha256, f.size_bytes FROM session_resources r JOIN files f ON f.id = r.file_id "
     "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.id"
 )
+_OUTPUTS = text("SELECT output_path, sha256 FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
     WHERE host = :host AND state = 'live' AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
@@ -90,6 +90,11 @@ async def touch(tx: Tx, sandbox_id: str) -> None:
 async def uploads(tx: Tx, session_id: str) -> list[Upload]:
     """Files mounted into the session."""
     return [Upload(*row) for row in await tx.execute(_UPLOADS, {"session_id": session_id})]
+
+
+async def outputs(tx: Tx, session_id: str) -> dict[str, str]:
+    """Outputs collected so far: path below the outputs directory → SHA-256."""
+    return {row.output_path: row.sha256 for row in await tx.execute(_OUTPUTS, {"session_id": session_id})}
 
 
 async def unused(tx: Tx, *, host: str, idle_seconds: float) -> list[Binding]:

@@ -75,11 +75,7 @@ def _enqueue(head: log.Head, event: ev.NewEvent) -> list[QueuedEvent]:
 
 
 def _check_thread(head: log.Head, event: UserMessage | UserInterrupt) -> None:
-    if (
-        isinstance(event, UserInterrupt)
-        and event.session_thread_id is not None
-        and event.session_thread_id not in head.threads
-    ):
+    if isinstance(event, UserInterrupt) and event.session_thread_id is not None and event.session_thread_id not in head.threads:
         raise NotFound(
             f"session_thread_id: thread {event.session_thread_id[:100]} not found",
             error_code="thread_not_found",

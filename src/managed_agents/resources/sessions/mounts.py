@@ -56,9 +56,7 @@ async def mount_files(
         path = upload_path(resource.mount_path, resource.file_id, where)
         _check_overlap(path, taken, where)
         taken.append(path)
-        copy_id = await files.mint_session_copy(
-            tx, workspace_id, session_id, resource.file_id, field=f"{where}.file_id"
-        )
+        copy = await files.mint_session_copy(tx, workspace_id, session_id, resource.file_id, path=f"{where}.file_id")
         # The caller's own string is echoed; the default shows the full path.
         shown = path if resource.mount_path is None else resource.mount_path
         await tx.execute(
@@ -67,8 +65,8 @@ async def mount_files(
                 session_id=session_id,
                 type="file",
                 sandbox_path=path,
-                file_id=copy_id,
-                body={"file_id": copy_id, "mount_path": shown},
+                file_id=copy.id,
+                body={"file_id": copy.id, "mount_path": shown},
                 created_at=at,
                 updated_at=at,
             )

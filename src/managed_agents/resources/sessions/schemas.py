@@ -86,9 +86,7 @@ class UrlSource(RequestModel):
 
 class ImageBlock(RequestModel):
     type: Literal["image"]
-    source: Annotated[
-        Annotated[Base64ImageSource | UrlSource, Field(discriminator="type")], BeforeValidator(served.source)
-    ]
+    source: Annotated[Annotated[Base64ImageSource | UrlSource, Field(discriminator="type")], BeforeValidator(served.source)]
 
 
 class Base64DocumentSource(RequestModel):
@@ -133,9 +131,7 @@ class UserInterrupt(RequestModel):
     session_thread_id: str | None = None
 
 
-ClientEvent = Annotated[
-    Annotated[UserMessage | UserInterrupt, Field(discriminator="type")], BeforeValidator(served.event)
-]
+ClientEvent = Annotated[Annotated[UserMessage | UserInterrupt, Field(discriminator="type")], BeforeValidator(served.event)]
 InitialEvent = Annotated[UserMessage, BeforeValidator(served.event)]
 
 
@@ -167,9 +163,7 @@ class CreateSession(RequestModel):
     resources: list[Resource] = Field(default_factory=list[Resource], max_length=RESOURCES_MAX)
     vault_ids: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
     budget: Annotated[None, BeforeValidator(served.nothing)] = None
-    initial_events: list[InitialEvent] = Field(
-        default_factory=list[InitialEvent], max_length=limits.EVENTS_PER_SEND_MAX
-    )
+    initial_events: list[InitialEvent] = Field(default_factory=list[InitialEvent], max_length=limits.EVENTS_PER_SEND_MAX)
 
 
 class UpdateSession(RequestModel):

@@ -108,9 +108,7 @@ class Sessions:
             head = await _lock(tx, workspace_id, session_id)
             if head.archived:
                 raise InvalidRequest(f"Session {session_id} is archived and cannot be modified")
-            stored = (
-                await tx.execute(select(SESSIONS.c.title, SESSIONS.c.metadata).where(SESSIONS.c.id == session_id))
-            ).one()
+            stored = (await tx.execute(select(SESSIONS.c.title, SESSIONS.c.metadata).where(SESSIONS.c.id == session_id))).one()
             changed: Json = {}
             if "title" in sent and body.title != stored.title:
                 changed["title"] = body.title
@@ -164,8 +162,7 @@ class Sessions:
             head = await _lock(tx, workspace_id, session_id)
             if _busy(head) is not None:
                 raise InvalidRequest(
-                    "Cannot delete session while it is running. Send an interrupt event or wait for the session "
-                    "to complete."
+                    "Cannot delete session while it is running. Send an interrupt event or wait for the session to complete."
                 )
             await tx.execute(
                 update(SESSIONS)
@@ -245,9 +242,7 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
         older = (query.order == "desc") != backward
         statement = statement.where(key < tuple_(at, last_id) if older else key > tuple_(at, last_id))
     descending = (query.order == "desc") != backward
-    ordering = (
-        (SESSIONS.c.created_at.desc(), SESSIONS.c.id.desc()) if descending else (SESSIONS.c.created_at, SESSIONS.c.id)
-    )
+    ordering = (SESSIONS.c.created_at.desc(), SESSIONS.c.id.desc()) if descending else (SESSIONS.c.created_at, SESSIONS.c.id)
     rows = (await tx.execute(statement.order_by(*ordering).limit(query.limit + 1))).all()
     more = len(rows) > query.limit
     rows = rows[: query.limit]

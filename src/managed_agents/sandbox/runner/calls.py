@@ -216,9 +216,7 @@ class Calls:
 
     async def close(self) -> None:
         """Kill what runs."""
-        tasks = [
-            call.task for call in self._calls.values() if call.task is not None and not call.done.is_set()
-        ]
+        tasks = [call.task for call in self._calls.values() if call.task is not None and not call.done.is_set()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -85,9 +85,7 @@ def _lines(file: IO[bytes], shown: str, start: int, end: int) -> bytes:
             continue
         size += len(line)
         if size > TEXT_BYTES_MAX:
-            raise ToolError(
-                f"read: view_range of {shown} exceeds {TEXT_BYTES_MAX} bytes; ask for fewer lines"
-            )
+            raise ToolError(f"read: view_range of {shown} exceeds {TEXT_BYTES_MAX} bytes; ask for fewer lines")
         taken.append(line)
         if number == end:
             break
@@ -109,9 +107,7 @@ def _media(file: IO[bytes], shown: str, size: int, media_type: str) -> list[Bloc
 
 
 def _joined(value: object) -> str:
-    return (
-        "".join(str(part) for part in cast("list[object]", value)) if isinstance(value, list) else str(value)
-    )
+    return "".join(str(part) for part in cast("list[object]", value)) if isinstance(value, list) else str(value)
 
 
 def render_notebook(raw: bytes) -> str:
@@ -204,9 +200,7 @@ def edit(arguments: dict[str, Any], config: Config) -> list[Block]:
         if count == 0:
             raise ToolError(f"edit: old_string not found in {shown}")
         if count > 1 and not arguments.get("replace_all"):
-            raise ToolError(
-                f"edit: old_string appears {count} times in {shown}; it must be unique or replace_all set"
-            )
+            raise ToolError(f"edit: old_string appears {count} times in {shown}; it must be unique or replace_all set")
         try:
             file.seek(0)
             file.truncate(0)

@@ -28,9 +28,7 @@ async def serve(config: Config) -> None:
         task.add_done_callback(connections.discard)
 
     if os.path.exists(config.socket) and stat.S_ISSOCK(os.lstat(config.socket).st_mode):
-        os.unlink(
-            config.socket
-        )  # of an earlier run of this sandbox; a client holding it sees its connections end
+        os.unlink(config.socket)  # of an earlier run of this sandbox; a client holding it sees its connections end
     runner.calls.children.start()
     gc.collect()
     gc.freeze()

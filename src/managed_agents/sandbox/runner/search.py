@@ -117,9 +117,7 @@ def glob(arguments: dict[str, Any], config: Config) -> list[Block]:
         raise ToolError(f"glob: invalid pattern: {error}") from error
     start = len(root.rstrip("/")) + 1
     found = [
-        (entry.st_mtime_ns, path)
-        for path, entry in walk(root, skip_git=".git" not in pattern)
-        if matcher.fullmatch(path[start:])
+        (entry.st_mtime_ns, path) for path, entry in walk(root, skip_git=".git" not in pattern) if matcher.fullmatch(path[start:])
     ]
     found.sort(key=lambda item: (-item[0], item[1]))
     return text_block("\n".join(path for _, path in found[:GLOB_PATHS_MAX]) or "No files found")
@@ -169,9 +167,7 @@ def _ripgrep(program: str, pattern: str, root: str) -> list[Block]:
     ]
     matches, pending, deadline = _Matches(), b"", time.monotonic() + GREP_SECONDS_MAX
     with (
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
         selectors.DefaultSelector() as ready,
     ):
         assert process.stdout is not None

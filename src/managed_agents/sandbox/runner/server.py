@@ -112,9 +112,7 @@ class Connection:
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the client went away, as clients do
         except frames.FrameError as error:
-            self._writer.write(
-                frames.encode({"op": "error", "code": "protocol", "message": str(error), "stream": 0})
-            )
+            self._writer.write(frames.encode({"op": "error", "code": "protocol", "message": str(error), "stream": 0}))
         finally:
             for stream in self._streams.values():
                 if stream.task is not None:
@@ -240,9 +238,7 @@ class Runner:
                 more = bool(frame.get("more"))
                 await channel.send({"op": "data", "more": True}, body[: frames.CHUNK_BYTES])
                 for offset in range(frames.CHUNK_BYTES, len(body), frames.CHUNK_BYTES):
-                    await channel.send(
-                        {"op": "data", "more": True}, body[offset : offset + frames.CHUNK_BYTES]
-                    )
+                    await channel.send({"op": "data", "more": True}, body[offset : offset + frames.CHUNK_BYTES])
             await channel.send({"op": "data"})
             await channel.receive()
         await stream.send({"op": "ok"})

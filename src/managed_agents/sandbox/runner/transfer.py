@@ -166,9 +166,7 @@ def snapshot(sock: socket.socket, header: frames.Header, config: Config) -> None
     """Send a compressed tar of the session's directories, as far as the commands' uid may read them."""
     del header
     sock.sendall(frames.encode({"op": "file", "more": True}))
-    with tarfile.open(
-        fileobj=cast("IO[bytes]", _FrameWriter(sock)), mode="w|gz", compresslevel=1, errorlevel=0
-    ) as archive:
+    with tarfile.open(fileobj=cast("IO[bytes]", _FrameWriter(sock)), mode="w|gz", compresslevel=1, errorlevel=0) as archive:
         for top in config.snapshot:
             for directory, names, files in os.walk(top):
                 for name in [*names, *files]:

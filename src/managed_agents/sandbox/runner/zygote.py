@@ -86,9 +86,7 @@ def serve(control: socket.socket, config: Config) -> None:
             try:
                 forked = os.fork()
             except OSError:
-                sock.sendall(
-                    frames.encode({"op": "error", "code": "limit_pids", "message": "no more processes"})
-                )
+                sock.sendall(frames.encode({"op": "error", "code": "limit_pids", "message": "no more processes"}))
                 continue
             if forked == 0:
                 control.close()

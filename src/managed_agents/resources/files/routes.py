@@ -1,0 +1,84 @@
+"""Files over HTTP. Generally available: no beta value is needed, except to filter by session."""
+
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from managed_agents.blobstore.store import BlobMissing
+from managed_agents.core.errors import InvalidRequest, NotFound
+from managed_agents.resources.files import service
+from managed_agents.resources.files.schemas import ListFilesQuery
+from managed_agents.resources.files.upload import receive
+from managed_agents.resources.services import Blobs
+from managed_agents.web import body, query
+from managed_agents.web.auth import MANAGED_AGENTS, PlainDeveloper, PlainViewer, has_managed_agents_beta
+from managed_agents.web.models import QueryModel
+from managed_agents.web.responses import Json
+from managed_agents.web.state import Db
+
+router = APIRouter(prefix="/v1/files")
+
+
+@router.post("")
+async def upload(request: Request, actor: PlainDeveloper, db: Db, blobs: Blobs) -> Response:
+    query.parse(request, QueryModel)
+    received = await receive(request, blobs)
+    file = await service.create(
+        db,
+        actor.workspace_id,
+        filename=received.filename,
+        mime_type=received.mime_type,
+        blob=received.blob,
+        expires_in_seconds=received.expires_in_seconds,
+    )
+    return Json(file.body())
+
+
+@router.get("")
+async def list_files(request: Request, actor: PlainViewer, db: Db) -> Response:
+    asked = query.parse(request, ListFilesQuery)
+    if asked.scope_id is not None and not has_managed_agents_beta(request):
+        raise InvalidRequest(f"scope_id: requires the anthropic-beta value {MANAGED_AGENTS}")
+    page = await service.list_files(db, actor.workspace_id, asked)
+    return Json(page.body())
+
+
+@router.get("/{file_id}")
+async def retrieve_metadata(file_id: str, request: Request, actor: PlainViewer, db: Db) -> Response:
+    query.parse(request, QueryModel)
+    file = await service.retrieve(db, actor.workspace_id, file_id)
+    return Json(file.body())
+
+
+@router.get("/{file_id}/content")
+async def download(file_id: str, request: Request, actor: PlainViewer, db: Db, blobs: Blobs) -> Response:
+    query.parse(request, QueryModel)
+    file = await service.downloadable(db, actor.workspace_id, file_id)
+    content = blobs.open(file.blob)
+    try:
+        first = await anext(content, b"")  # before the answer starts, so that a missing blob is still a 404
+    except BlobMissing as error:
+        raise NotFound(f"File '{file.id}' has no content any more") from error
+    headers = {
+        "content-length": str(file.size_bytes),
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+        "x-content-type-options": "nosniff",
+    }
+    return StreamingResponse(_chained(first, content), media_type=file.mime_type, headers=headers)
+
+
+@router.delete("/{file_id}")
+async def delete(file_id: str, request: Request, actor: PlainDeveloper, db: Db) -> Response:
+    query.parse(request, QueryModel)
+    await body.none(request)
+    await service.delete_file(db, actor.workspace_id, file_id)
+    return Json({"id": file_id, "type": "file_deleted"})
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk

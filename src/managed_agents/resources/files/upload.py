@@ -1,0 +1,69 @@
+"""Receiving an upload: the form's bytes go straight into the blob store."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from managed_agents.blobstore.store import BlobRef, BlobStore, BlobTooLarge
+from managed_agents.core import limits
+from managed_agents.core.errors import InvalidRequest, TooLarge
+from managed_agents.resources.files.names import filename_of, mime_type_of
+from managed_agents.resources.files.schemas import EXPIRES_SECONDS_MAX, EXPIRES_SECONDS_MIN
+from managed_agents.web.multipart import Part, parts
+
+FIELD_BYTES_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A form received whole."""
+
+    filename: str
+    mime_type: str
+    blob: BlobRef
+    expires_in_seconds: int | None
+
+
+async def receive(request: Request, blobs: BlobStore) -> Upload:
+    """Store the part `file` and read the fields beside it. Raises `InvalidRequest`, `TooLarge`."""
+    file: tuple[str, str, BlobRef] | None = None
+    expires: int | None = None
+    async for part in parts(request, limits.FILE_BYTES_MAX):
+        match part.name:
+            case "file" if file is None:
+                file = await _store(part, blobs)
+            case "expires_in_seconds" if expires is None:
+                expires = await _expires(part)
+            case "file" | "expires_in_seconds":
+                raise InvalidRequest(f"{part.name}: given more than once")
+            case name:
+                raise InvalidRequest(f"{name[:100]}: Extra inputs are not permitted")
+    if file is None:
+        raise InvalidRequest("file: Field required")
+    filename, mime_type, blob = file
+    return Upload(filename, mime_type, blob, expires)
+
+
+async def _store(part: Part, blobs: BlobStore) -> tuple[str, str, BlobRef]:
+    mime_type = mime_type_of(part.content_type, part.filename)
+    filename = filename_of(part.filename, mime_type)
+    try:
+        blob = await blobs.put(part.data, limits.FILE_BYTES_MAX)
+    except BlobTooLarge as error:
+        megabytes = limits.FILE_BYTES_MAX // (1024 * 1024)
+        raise TooLarge(f"file: exceeds the maximum size of {megabytes} MB") from error
+    return filename, mime_type, blob
+
+
+async def _expires(part: Part) -> int:
+    raw = b""
+    async for chunk in part.data:
+        raw += chunk
+        if len(raw) > FIELD_BYTES_MAX:
+            raise InvalidRequest("expires_in_seconds: Input should be a valid integer")
+    if not raw.isdigit():
+        raise InvalidRequest("expires_in_seconds: Input should be a valid integer")
+    if not EXPIRES_SECONDS_MIN <= int(raw) <= EXPIRES_SECONDS_MAX:
+        bounds = f"{EXPIRES_SECONDS_MIN} and {EXPIRES_SECONDS_MAX}"
+        raise InvalidRequest(f"expires_in_seconds: Input should be between {bounds}")
+    return int(raw)
