@@ -37,7 +37,11 @@ def run(command: Sequence[str | Path], **environment: str) -> None:
     say("$ " + shlex.join(str(part) for part in command))
     try:
         done = subprocess.run(
-            [str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
+            [str(part) for part in command],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     except FileNotFoundError as error:
         raise SetupFailed(f"{command[0]} is not installed") from error
@@ -76,7 +80,7 @@ def _has_pip() -> bool:
     """Tell whether `.venv` is usable by this Python: right version, with pip."""
     probe = f"import sys, pip; sys.exit(sys.version_info[:2] != {sys.version_info[:2]!r})"
     try:
-        return subprocess.run([PYTHON, "-c", probe], capture_output=True).returncode == 0
+        return subprocess.run([PYTHON, "-c", probe], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 

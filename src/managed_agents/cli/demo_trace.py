@@ -80,8 +80,8 @@ class Trace:
             self.killed = True
             pid = self._kill()
             self.note(
-                f"KILLED the worker (pid {pid}, SIGKILL) while this command runs. Another worker takes the session over; the "
-                "command goes on in its sandbox and is not run a second time.",
+                f"KILLED the worker (pid {pid}, SIGKILL) while this command runs. Another worker takes the session "
+                "over; the command goes on in its sandbox and is not run a second time.",
                 "bold red",
             )
 
