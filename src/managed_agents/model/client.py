@@ -95,9 +95,7 @@ class SealedAnthropic(AsyncAnthropic):
         self._custom_headers = {}  # ANTHROPIC_CUSTOM_HEADERS could carry another service's credentials
 
 
-def http_client(
-    endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext | bool
-) -> httpx2.AsyncClient:
+def http_client(endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext | bool) -> httpx2.AsyncClient:
     """Return one connection pool. Proxy variables count, except for a loopback endpoint."""
     limits = httpx2.Limits(
         max_connections=None,
@@ -107,9 +105,7 @@ def http_client(
     connect = deadlines.connect_seconds
     timeout = httpx2.Timeout(deadlines.stall_seconds, connect=connect, pool=connect)
     if endpoint.is_loopback:
-        return httpx2.AsyncClient(
-            limits=limits, timeout=timeout, follow_redirects=False, trust_env=False, mounts={}
-        )
+        return httpx2.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False, trust_env=False, mounts={})
     return DefaultAsyncHttpxClient(limits=limits, timeout=timeout, follow_redirects=False, verify=verify)
 
 
@@ -141,9 +137,7 @@ class AnthropicModelClient:
             await pool.client.close()
 
     def _new_pool(self) -> "_Pool":
-        return _Pool(
-            SealedAnthropic(self._endpoint, http_client(self._endpoint, self._deadlines, self._verify))
-        )
+        return _Pool(SealedAnthropic(self._endpoint, http_client(self._endpoint, self._deadlines, self._verify)))
 
     def _pool(self) -> "_Pool":
         """Return the first pool with room, so that few streams share few warm connections."""
@@ -226,9 +220,7 @@ class AnthropicModelClient:
 class _Reading:
     """One response body being read."""
 
-    def __init__(
-        self, chunks: AsyncIterator[bytes], request_id: str | None, deadline: float, secret: str
-    ) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], request_id: str | None, deadline: float, secret: str) -> None:
         self._chunks = chunks
         self._request_id = request_id
         self._deadline = deadline

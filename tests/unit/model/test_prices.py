@@ -8,9 +8,7 @@ from managed_agents.model.prices import price_table
 MILLION = 1_000_000
 
 
-def usage(
-    uncached: int = 0, output: int = 0, read: int = 0, five: int = 0, hour: int = 0
-) -> dict[str, object]:
+def usage(uncached: int = 0, output: int = 0, read: int = 0, five: int = 0, hour: int = 0) -> dict[str, object]:
     return {
         "input_tokens": uncached,
         "output_tokens": output,
