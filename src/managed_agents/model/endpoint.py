@@ -40,9 +40,7 @@ def resolve_endpoint(settings: Settings, environ: Mapping[str, str]) -> Endpoint
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("MODEL_BASE_URL is not an http or https URL")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "MODEL_BASE_URL carries a user, a query or a fragment; give the key as MODEL_API_KEY"
-            )
+            raise ValueError("MODEL_BASE_URL carries a user, a query or a fragment; give the key as MODEL_API_KEY")
         own = settings.model_api_key.get_secret_value() if settings.model_api_key is not None else ""
         return Endpoint(
             base_url=base_url,
@@ -51,9 +49,7 @@ def resolve_endpoint(settings: Settings, environ: Mapping[str, str]) -> Endpoint
             is_loopback=is_loopback_host(parts.hostname),
         )
     if key:
-        return Endpoint(
-            base_url=DEFAULT_BASE_URL, api_key=SecretStr(key), is_real_api=True, is_loopback=False
-        )
+        return Endpoint(base_url=DEFAULT_BASE_URL, api_key=SecretStr(key), is_real_api=True, is_loopback=False)
     return None
 
 

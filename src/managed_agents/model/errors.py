@@ -25,9 +25,7 @@ class ModelError(TransientError):
         self.status = status
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.message!r}, request_id={self.request_id!r}, status={self.status!r})"
-        )
+        return f"{type(self).__name__}({self.message!r}, request_id={self.request_id!r}, status={self.status!r})"
 
 
 class Overloaded(ModelError):

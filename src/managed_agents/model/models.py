@@ -37,9 +37,7 @@ class ModelInfo:
 class Models:
     """Cached lookups over one SDK client."""
 
-    def __init__(
-        self, client: anthropic.AsyncAnthropic, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, client: anthropic.AsyncAnthropic, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, ModelInfo]] = OrderedDict()
@@ -78,9 +76,7 @@ class Models:
                 found = await self._client.models.retrieve(quote(model, safe=""))
         except anthropic.NotFoundError as error:
             # A missing route is a 404 too; only the API's own envelope says that the model is unknown.
-            return ModelInfo(
-                model, exists=False if error.type == "not_found_error" and model in str(error.body) else None
-            )
+            return ModelInfo(model, exists=False if error.type == "not_found_error" and model in str(error.body) else None)
         except (anthropic.AnthropicError, TimeoutError):
             return ModelInfo(model, exists=None)
         return ModelInfo(

@@ -56,9 +56,7 @@ class PriceTable:
 @cache
 def price_table() -> PriceTable:
     """Return the table that ships with this version."""
-    document = cast(
-        "dict[str, object]", orjson.loads(files(__package__ or "").joinpath("prices.json").read_bytes())
-    )
+    document = cast("dict[str, object]", orjson.loads(files(__package__ or "").joinpath("prices.json").read_bytes()))
     rows = cast("dict[str, dict[str, object]]", document["models"])
     return PriceTable(
         as_of=cast("str", document["as_of"]),
@@ -88,9 +86,7 @@ def _row(row: dict[str, object]) -> _Row:
         fast=fast,
         us_geo=cast("bool", row["us_geo"]),
         long_prompt_tokens=cast("int", long_prompt["above_tokens"]) if long_prompt is not None else None,
-        long_prompt=Rates(*(_decimal(long_prompt[name]) for name in _RATES))
-        if long_prompt is not None
-        else None,
+        long_prompt=Rates(*(_decimal(long_prompt[name]) for name in _RATES)) if long_prompt is not None else None,
     )
 
 
@@ -99,22 +95,19 @@ def list_cost(
 ) -> Decimal | None:
     """Return the list price of one response's tokens; None for a model without a row.
 
-    `usage` is the Messages API's. Cache writes without a split by lifetime count as five-minute ones.
+    `usage` is the Messages API's; its own `speed` and `inference_geo`, what was really served, count where the
+    arguments are absent. Cache writes without a split by lifetime count as five-minute ones.
     """
     table = price_table()
     row = table.rows.get(_DATE.sub("", model))
     if row is None:
         return None
-    uncached, output, read = (
-        _count(usage, n) for n in ("input_tokens", "output_tokens", "cache_read_input_tokens")
-    )
+    uncached, output, read = (_count(usage, n) for n in ("input_tokens", "output_tokens", "cache_read_input_tokens"))
     written = _count(usage, "cache_creation_input_tokens")
     split = usage.get("cache_creation")
-    hour = (
-        _count(cast("Mapping[str, object]", split), "ephemeral_1h_input_tokens")
-        if isinstance(split, Mapping)
-        else 0
-    )
+    hour = _count(cast("Mapping[str, object]", split), "ephemeral_1h_input_tokens") if isinstance(split, Mapping) else 0
+    speed = speed if speed is not None else cast("str | None", usage.get("speed"))
+    inference_geo = inference_geo if inference_geo is not None else cast("str | None", usage.get("inference_geo"))
     rates = row.rates
     if row.long_prompt is not None and uncached + read + written > (row.long_prompt_tokens or 0):
         rates = row.long_prompt

@@ -191,8 +191,7 @@ def _check_item(path: str, item: object, known: set[str]) -> None:
     for hole in _holes(cast("object", item)):
         if hole not in known:
             raise ScriptError(
-                f"{path}: ${{{hole}}} is neither a group of the rule's pattern nor one of"
-                f" {', '.join(_REQUEST_NAMES)}"
+                f"{path}: ${{{hole}}} is neither a group of the rule's pattern nor one of {', '.join(_REQUEST_NAMES)}"
             )
     _part(cast("JsonObject | str", item))
 

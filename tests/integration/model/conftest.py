@@ -24,9 +24,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
     arguments = ["--port", "0", "--script", str(Path(__file__).with_name("script.py"))]
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)

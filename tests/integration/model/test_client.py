@@ -68,9 +68,7 @@ async def requests_in(base_url: str, state: str, said: str) -> None:
                 there = [r["body"]["messages"][-1]["content"] for r in data if r["state"] == state]
                 if said in there:
                     return
-                await http.get(
-                    "/_scripted/wait", params={"count": len(there) + 1, "state": state, "seconds": 5}
-                )
+                await http.get("/_scripted/wait", params={"count": len(there) + 1, "state": state, "seconds": 5})
 
 
 async def test_events_are_complete_and_lossless(client: AnthropicModelClient) -> None:
@@ -225,9 +223,7 @@ async def test_connections_are_used_again(client: AnthropicModelClient) -> None:
     assert len(ports) == 1
 
 
-async def test_the_environment_has_no_say(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
+async def test_the_environment_has_no_say(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "leaked-token")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "leaked-key")
@@ -257,9 +253,7 @@ async def test_a_refused_connection_is_a_cut(endpoint: Endpoint) -> None:
 
 def raw(status: str, kind: str, body: bytes, length: int | None = None, more: str = "") -> bytes:
     size = len(body) if length is None else length
-    return (
-        f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{more}content-length: {size}\r\n\r\n".encode() + body
-    )
+    return f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{more}content-length: {size}\r\n\r\n".encode() + body
 
 
 NO_MONEY = b'{"type":"error","error":{"type":"billing_error","message":"no money"}}'

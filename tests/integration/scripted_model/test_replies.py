@@ -45,9 +45,7 @@ async def test_streams_are_the_real_event_sequence(scripted: Scripted, client: A
     squeezed = [name for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
     assert squeezed == ["message_start", *block, *block, *block, "message_delta", "message_stop"]
 
-    async with client.messages.stream(
-        model="claude-opus-5", max_tokens=1000, messages=HI, tools=[BASH]
-    ) as stream:
+    async with client.messages.stream(model="claude-opus-5", max_tokens=1000, messages=HI, tools=[BASH]) as stream:
         events = [event async for event in stream]
         message = await stream.get_final_message()
     assert message.stop_reason == "tool_use"
@@ -55,9 +53,7 @@ async def test_streams_are_the_real_event_sequence(scripted: Scripted, client: A
     assert message.content[2].input == {"command": "ls -la /workspace"}
     assert message.content[2].id.startswith("toolu_")
     assert message.id.startswith("msg_")
-    assert (
-        len([e for e in events if e.type == "content_block_delta" and e.delta.type == "input_json_delta"]) > 2
-    )
+    assert len([e for e in events if e.type == "content_block_delta" and e.delta.type == "input_json_delta"]) > 2
     assert len({e.delta.type for e in events if e.type == "content_block_delta"}) == 4
 
 
@@ -102,13 +98,9 @@ async def test_the_same_request_is_known_to_be_a_retry(scripted: Scripted, clien
     assert message.content[0].text == "attempt 3"
 
 
-async def test_refusals_stop_reasons_limits_and_stop_sequences(
-    scripted: Scripted, client: AsyncAnthropic
-) -> None:
+async def test_refusals_stop_reasons_limits_and_stop_sequences(scripted: Scripted, client: AsyncAnthropic) -> None:
     async def ask(**more: object):
-        return await client.messages.create(
-            **{"model": "claude-opus-5", "max_tokens": 1000, "messages": HI} | more
-        )
+        return await client.messages.create(**{"model": "claude-opus-5", "max_tokens": 1000, "messages": HI} | more)
 
     scripted.reply = lambda _: [text("I can"), refuse("cyber", "No.")]
     refused = await ask()
@@ -136,8 +128,14 @@ async def test_a_wrong_script_is_a_500_that_says_what(scripted: Scripted, client
     def raises(_: Request) -> object:
         raise KeyError("oops")
 
-    for reply, wanted in [(raises, "KeyError"), (lambda _: 3, "int"), (lambda _: [], "empty list"), (lambda _: text(" "), "some text"),
-                          (lambda _: broken_tool_use("bash", "{"), "stream")]:  # fmt: skip
+    wrong = [
+        (raises, "KeyError"),
+        (lambda _: 3, "int"),
+        (lambda _: [], "empty list"),
+        (lambda _: text(" "), "some text"),
+        (lambda _: broken_tool_use("bash", "{"), "stream"),
+    ]
+    for reply, wanted in wrong:
         scripted.reply = reply
         with pytest.raises(APIStatusError, match=wanted) as caught:
             await client.messages.create(model="claude-opus-5", max_tokens=10, messages=HI)
@@ -149,11 +147,7 @@ async def test_usage_follows_the_prompt_cache(scripted: Scripted, client: AsyncA
 
     async def ask(said: str, **more: object):
         messages = [{"role": "user", "content": said}]
-        return (
-            await client.messages.create(
-                model="claude-opus-5", max_tokens=99, system=big, messages=messages, **more
-            )
-        ).usage
+        return (await client.messages.create(model="claude-opus-5", max_tokens=99, system=big, messages=messages, **more)).usage
 
     first, second = await ask("one"), await ask("two")
     assert first.cache_read_input_tokens == 0
@@ -165,13 +159,9 @@ async def test_usage_follows_the_prompt_cache(scripted: Scripted, client: AsyncA
     assert third.cache_read_input_tokens == first.cache_creation_input_tokens
     assert third.cache_creation_input_tokens > 0
     assert third.input_tokens == 0
-    counted = await client.messages.count_tokens(
-        model="claude-opus-5", system=big, messages=[{"role": "user", "content": "one"}]
-    )
+    counted = await client.messages.count_tokens(model="claude-opus-5", system=big, messages=[{"role": "user", "content": "one"}])
     assert counted.input_tokens == first.input_tokens + first.cache_creation_input_tokens
-    short = await client.messages.create(
-        model="claude-opus-5", max_tokens=9, messages=HI, cache_control={"type": "ephemeral"}
-    )
+    short = await client.messages.create(model="claude-opus-5", max_tokens=9, messages=HI, cache_control={"type": "ephemeral"})
     assert short.usage.cache_creation_input_tokens == 0
 
 
@@ -189,9 +179,7 @@ async def test_models_are_listed_with_limits(client: AsyncAnthropic) -> None:
         await client.models.retrieve("claude-nothing")
 
 
-async def test_a_cut_ends_the_connection_inside_the_message(
-    scripted: Scripted, client: AsyncAnthropic
-) -> None:
+async def test_a_cut_ends_the_connection_inside_the_message(scripted: Scripted, client: AsyncAnthropic) -> None:
     for reply in (
         [text("half"), cut(), text("never")],
         [text("a whole sentence of text"), cut(after_events=3)],
@@ -201,9 +189,7 @@ async def test_a_cut_ends_the_connection_inside_the_message(
         body = {"model": "claude-opus-5", "max_tokens": 10, "messages": HI, "stream": True}
         async with httpx.AsyncClient(base_url=scripted.base_url) as http:
             with pytest.raises(httpx.RemoteProtocolError):
-                await http.post(
-                    "/v1/messages", json=body, headers={"x-api-key": "k", "anthropic-version": "2023-06-01"}
-                )
+                await http.post("/v1/messages", json=body, headers={"x-api-key": "k", "anthropic-version": "2023-06-01"})
     assert [record["state"] for record in await scripted.records(3, "cut")] == ["cut"] * 3
 
 
@@ -241,9 +227,7 @@ async def test_paced_deltas_come_one_by_one(scripted: Scripted) -> None:
 
 
 async def test_records_show_what_was_asked_but_no_key(scripted: Scripted, client: AsyncAnthropic) -> None:
-    await client.messages.create(
-        model="claude-opus-5", max_tokens=10, messages=HI, extra_headers={"anthropic-beta": "b-1"}
-    )
+    await client.messages.create(model="claude-opus-5", max_tokens=10, messages=HI, extra_headers={"anthropic-beta": "b-1"})
     (record,) = await scripted.records(1, "finished")
     assert record["body"]["messages"] == HI
     assert record["betas"] == "b-1"
@@ -265,16 +249,12 @@ async def test_the_beta_route_is_the_same(scripted: Scripted, client: AsyncAnthr
 
 async def test_the_built_in_script_takes_commands(scripted: Scripted, client: AsyncAnthropic) -> None:
     messages = [{"role": "user", "content": "think: first a look\nrun: ls\nsay: that was it"}]
-    first = await client.messages.create(
-        model="claude-opus-5", max_tokens=99, messages=messages, tools=[BASH]
-    )
+    first = await client.messages.create(model="claude-opus-5", max_tokens=99, messages=messages, tools=[BASH])
     assert [b.type for b in first.content] == ["thinking", "tool_use"]
     assert first.content[1].input == {"command": "ls"}
     result = {"type": "tool_result", "tool_use_id": first.content[1].id, "content": "a.txt"}
     messages += [first.to_param(), {"role": "user", "content": [result]}]
-    second = await client.messages.create(
-        model="claude-opus-5", max_tokens=99, messages=messages, tools=[BASH]
-    )
+    second = await client.messages.create(model="claude-opus-5", max_tokens=99, messages=messages, tools=[BASH])
     assert second.content[0].text == "that was it"
 
 

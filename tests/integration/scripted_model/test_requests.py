@@ -50,9 +50,7 @@ def texts(count: int, mark: Body = EPHEMERAL) -> list[Body]:
     return [{"type": "text", "text": f"part {i}", **mark} for i in range(count)]
 
 
-def thought(
-    model: str, text: str = "hm", *, signed: str | None = None, signed_for: str | None = None
-) -> Body:
+def thought(model: str, text: str = "hm", *, signed: str | None = None, signed_for: str | None = None) -> Body:
     signature = Signer().sign(model=signed_for or model, thinking=signed or text, prefix=EMPTY)
     block = {"type": "thinking", "thinking": text, "signature": signature}
     messages = [
@@ -76,9 +74,7 @@ def schema(**fields: Any) -> Body:
 
 
 def then(*messages: tuple[str, Any], model: str = "claude-opus-5", **more: Any) -> Body:
-    return plain(model, **more) | {
-        "messages": [{"role": role, "content": content} for role, content in messages]
-    }
+    return plain(model, **more) | {"messages": [{"role": role, "content": content} for role, content in messages]}
 
 
 BIG_IMAGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * (10 * 1024 * 1024)).decode()
@@ -169,12 +165,7 @@ RULES: dict[str, tuple[Body, str, Body]] = {
         answered(RESULT, {**RESULT, "tool_use_id": "toolu_2"}, uses=(USE, SECOND)),
     ),
     "answered in the very next message": (
-        tooled()
-        | {
-            "messages": [
-                *then(("user", "a"), ("assistant", [USE]), ("system", "b"), ("user", [RESULT]))["messages"]
-            ]
-        },
+        tooled() | {"messages": [*then(("user", "a"), ("assistant", [USE]), ("system", "b"), ("user", [RESULT]))["messages"]]},
         "immediately after: toolu_1",
         answered(RESULT),
     ),
@@ -191,10 +182,7 @@ RULES: dict[str, tuple[Body, str, Body]] = {
         answered(RESULT, {"type": "text", "text": "b"}),
     ),
     "tool_use ids are unique": (
-        tooled()
-        | then(
-            ("user", "a"), ("assistant", [USE]), ("user", [RESULT]), ("assistant", [USE]), ("user", [RESULT])
-        ),
+        tooled() | then(("user", "a"), ("assistant", [USE]), ("user", [RESULT]), ("assistant", [USE]), ("user", [RESULT])),
         "messages.3.content.0: `tool_use` ids must be unique",
         tooled()
         | then(
@@ -422,9 +410,7 @@ RULES: dict[str, tuple[Body, str, Body]] = {
 
 
 async def post(scripted: Scripted, body: object, **headers: str | None) -> httpx.Response:
-    sent = {"x-api-key": "k", "anthropic-version": "2023-06-01"} | {
-        n.replace("_", "-"): v for n, v in headers.items()
-    }
+    sent = {"x-api-key": "k", "anthropic-version": "2023-06-01"} | {n.replace("_", "-"): v for n, v in headers.items()}
     async with httpx.AsyncClient(base_url=scripted.base_url) as http:
         content = body if isinstance(body, bytes) else None
         kept = {name: value for name, value in sent.items() if value is not None}
@@ -470,10 +456,7 @@ async def test_thinking_is_bound_to_the_messages_before_it(scripted: Scripted) -
     as_blocks[0]["content"] = [{"type": "text", "text": "hi", **EPHEMERAL}]
     assert (await post(scripted, body | {"messages": as_blocks})).status_code == 200
     history[0] = {"role": "user", "content": "something else"}
-    assert (
-        "Invalid `signature`"
-        in (await post(scripted, body | {"messages": history})).json()["error"]["message"]
-    )
+    assert "Invalid `signature`" in (await post(scripted, body | {"messages": history})).json()["error"]["message"]
     dropped = copy.deepcopy(history)
     del dropped[1]["content"][0]
     assert (await post(scripted, body | {"messages": dropped})).status_code == 200
@@ -489,9 +472,7 @@ async def test_thinking_is_bound_to_the_messages_before_it(scripted: Scripted) -
         ({"anthropic_version": "2026-10-21", "anthropic_beta": "some-beta-2026-01-01"}, 200, None),
     ],
 )
-async def test_headers_are_checked(
-    scripted: Scripted, headers: dict, status: int, error_type: str | None
-) -> None:
+async def test_headers_are_checked(scripted: Scripted, headers: dict, status: int, error_type: str | None) -> None:
     answer = await post(scripted, plain(), **headers)
     assert answer.status_code == status
     assert answer.json().get("error", {}).get("type") == error_type
@@ -505,9 +486,7 @@ async def test_malformed_json_too_large_bodies_and_unknown_models_are_refused(sc
     missing = await post(scripted, plain("claude-opus-9"))
     assert (missing.status_code, missing.json()["error"]["message"]) == (404, "model: claude-opus-9")
     assert (await post(scripted, plain("my-own-model"))).status_code == 200
-    long = await post(
-        scripted, plain("claude-haiku-4-5") | {"messages": [{"role": "user", "content": "word " * 200_000}]}
-    )
+    long = await post(scripted, plain("claude-haiku-4-5") | {"messages": [{"role": "user", "content": "word " * 200_000}]})
     assert "prompt is too long" in long.json()["error"]["message"]
 
 

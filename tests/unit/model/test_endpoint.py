@@ -17,9 +17,7 @@ def test_nothing_set_means_no_endpoint() -> None:
 
 
 def test_a_key_alone_means_the_real_api_whatever_the_base_url_variable_says() -> None:
-    endpoint = resolve_endpoint(
-        settings(), {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
-    )
+    endpoint = resolve_endpoint(settings(), {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"})
     assert endpoint is not None
     assert endpoint.is_real_api
     assert not endpoint.is_loopback

@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from managed_agents.model.events import MessageFinished, MessageFold, ProtocolBroken
 from managed_agents.model.sse import SseParser
 
-STREAM = (
-    b'event: a\ndata: {"x": 1}\n\n: comment\n\nevent: ping\r\ndata: {}\r\n\r\n'
-    b"data: 1\ndata: 2\nid: 9\n\nevent: b\n\n"
-)
+STREAM = b'event: a\ndata: {"x": 1}\n\n: comment\n\nevent: ping\r\ndata: {}\r\n\r\ndata: 1\ndata: 2\nid: 9\n\nevent: b\n\n'
 EVENTS = [(b"a", b'{"x": 1}'), (b"ping", b"{}"), (b"", b"1\n2")]
 
 

@@ -8,9 +8,7 @@ from managed_agents.model.prices import price_table
 MILLION = 1_000_000
 
 
-def usage(
-    uncached: int = 0, output: int = 0, read: int = 0, five: int = 0, hour: int = 0
-) -> dict[str, object]:
+def usage(uncached: int = 0, output: int = 0, read: int = 0, five: int = 0, hour: int = 0) -> dict[str, object]:
     return {
         "input_tokens": uncached,
         "output_tokens": output,
@@ -48,6 +46,7 @@ def test_speed_and_region_change_the_price() -> None:
     assert list_cost("claude-opus-5", all_of_it) == Decimal("46.75")
     assert list_cost("claude-opus-5", all_of_it, speed="fast") == Decimal("93.5")
     assert list_cost("claude-opus-5-5", all_of_it, speed="fast") == Decimal("74.4")
+    assert list_cost("claude-opus-5", {**all_of_it, "speed": "fast", "inference_geo": "us"}) == Decimal("102.85")
     assert list_cost("claude-opus-4-6", all_of_it, speed="fast") == Decimal("46.75")
     assert list_cost("claude-opus-5", all_of_it, inference_geo="us") == Decimal("51.425")
     assert list_cost("claude-opus-5", all_of_it, inference_geo="global") == Decimal("46.75")

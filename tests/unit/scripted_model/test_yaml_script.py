@@ -12,17 +12,11 @@ from managed_agents.scripted_model.reply import Cut, End, Fail, Pace, Stall, Tex
 from managed_agents.scripted_model.yaml_script import load_yaml
 
 
-def request(
-    said: str = "hi", result: str | None = None, *, attempt: int = 1, counts: Counter[str] | None = None
-) -> Request:
+def request(said: str = "hi", result: str | None = None, *, attempt: int = 1, counts: Counter[str] | None = None) -> Request:
     messages: list[dict[str, Any]] = [{"role": "user", "content": said}]
     if result is not None:
-        messages.append(
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "bash", "input": {}}]}
-        )
-        messages.append(
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": result}]}
-        )
+        messages.append({"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "bash", "input": {}}]})
+        messages.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": result}]})
     kept = counts if counts is not None else Counter[str]()
 
     def count(key: str) -> int:
