@@ -106,11 +106,8 @@ def list_cost(
     written = _count(usage, "cache_creation_input_tokens")
     split = usage.get("cache_creation")
     hour = _count(cast("Mapping[str, object]", split), "ephemeral_1h_input_tokens") if isinstance(split, Mapping) else 0
-<<<<<<< HEAD
-=======
     speed = speed if speed is not None else cast("str | None", usage.get("speed"))
     inference_geo = inference_geo if inference_geo is not None else cast("str | None", usage.get("inference_geo"))
->>>>>>> model
     rates = row.rates
     if row.long_prompt is not None and uncached + read + written > (row.long_prompt_tokens or 0):
         rates = row.long_prompt

@@ -62,11 +62,7 @@ async def serve(
     try:
         await server.serve()
     finally:
-<<<<<<< HEAD
-        if server.servers and any(each.is_serving() for each in server.servers):  # cancelled: uvicorn leaves its sockets
-=======
         if any(each.is_serving() for each in server.servers):  # cancelled: uvicorn leaves its sockets open
->>>>>>> model
             with anyio.CancelScope(shield=True), anyio.move_on_after(2 * SHUTDOWN_SECONDS):
                 server.force_exit = True
                 await server.shutdown()
