@@ -189,7 +189,8 @@ def _head(row: Sequence[Any]) -> Head:
     state = SessionState(
         status, Active(active, since), Totals(*totals), requests, running, threads_active, threads_since, terminated_at
     )
-    return Head(*row[:_HEAD_FIELDS], state)
+    fields: Any = row[:_HEAD_FIELDS]
+    return Head(*fields, state)
 
 
 async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> Head | None:

@@ -67,7 +67,7 @@ class ModelClient(Protocol):
     def stream(self, request: ModelRequest) -> AbstractAsyncContextManager[AsyncIterator[ModelEvent]]:
         """Send `request`; the events end with `MessageFinished`.
 
-        Raises: a ModelError, on entering or while iterating. Cancelling, or leaving early, closes the connection.
+        Raises: a ModelError, on entering or while iterating. Cancelling or leaving closes the connection.
         """
         ...
 

@@ -40,7 +40,7 @@ _MOUNTS = {
     "tmp": "/tmp",
     "session": "/mnt/session",
     "memory": "/mnt/memory",
-}  # noqa: S108
+}
 
 DiskMode = Literal["auto", "loop", "volume"]
 
