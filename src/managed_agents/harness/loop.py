@@ -110,7 +110,7 @@ class SessionRunner:
         step = self._parts.harness.decide(context.turn, context.inbox, due_in_seconds=context.due_in_seconds)
         match step:
             case steps.CloseSpan(start_id):
-                await self._append([self._failed_span(start_id)])
+                await self._log([self._failed_span(start_id)])
             case steps.Interrupt():
                 await self._interrupt(step)
             case steps.RunTools(calls):
