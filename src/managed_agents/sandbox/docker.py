@@ -257,7 +257,10 @@ class DockerBackend:
         """Return the container, None when there is none."""
         try:
             async with _engine("look up a container"):
-                return await self._client.containers.get(self.container_name(id, generation))
+                found: DockerContainer = await self._client.containers.get(
+                    self.container_name(id, generation)
+                )
+                return found
         except SandboxError as error:
             if isinstance(error.__cause__, aiodocker.DockerError) and error.__cause__.status == 404:
                 return None
@@ -275,7 +278,7 @@ class DockerBackend:
             if self._sized:
                 await disk.mount(places.home / "disk.img", places.home / "disk")
             async with _engine("start a container"):
-                await container.start()
+                await self._client.containers.container(container.id).start()
         handle = self._handle(id, generation)
         await handle.hello()
         await handle.aclose()

@@ -60,11 +60,19 @@ mirror() {
   done
 }
 mirror ""
-mkdir -p "$root/proc" "$root/workspace" "$root/mnt/session" "$root/mnt/memory" "$root/agent"
-"$root/.managed-agents" mirror /mnt mount -t proc proc "$root/proc" mount --bind "$dir/workspace"
-"$root/workspace" mount --bind "$dir/session" "$root/mnt/session" mount --bind "$dir/memory"
-"$root/mnt/memory" mount --bind "$dir/home" "$root/agent" mount --bind "$code" "$root/.managed-agents"
-chroot "$root" "$@" & trap 'kill $!' TERM wait $! wait $!
+mkdir -p "$root/proc" "$root/workspace" "$root/mnt/session" "$root/mnt/memory"
+mkdir -p "$root/agent" "$root/.managed-agents"
+mirror /mnt
+mount -t proc proc "$root/proc"
+mount --bind "$dir/workspace" "$root/workspace"
+mount --bind "$dir/session" "$root/mnt/session"
+mount --bind "$dir/memory" "$root/mnt/memory"
+mount --bind "$dir/home" "$root/agent"
+mount --bind "$code" "$root/.managed-agents"
+chroot "$root" "$@" &
+trap 'kill $!' TERM
+wait $!
+wait $!
 """
 
 
@@ -189,11 +197,14 @@ class LocalBackend:
         log, pid = shlex.quote(str(places.home / "log")), shlex.quote(str(places.home / "pid"))
         own = f"echo $$ > {pid}; exec {shlex.join(command)}"
         script = f"cd / && setsid sh -c {shlex.quote(own)} </dev/null >{log} 2>&1 &"
-        with anyio.fail_after(START_SECONDS):
+        with anyio.move_on_after(START_SECONDS):
             await anyio.run_process(
                 ["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             await _until(lambda: alive(places) and places.socket.exists())
+            return
+        words = (places.home / "log").read_text(errors="replace")[-2000:].strip()
+        raise SandboxError(f"the runner did not start in {START_SECONDS:.0f} s: {words}")
 
     async def attach(self, id: str) -> RunnerSandbox:  # noqa: A002
         generations = [found.generation for found in await self.list() if found.id == id]

@@ -15,6 +15,7 @@ import os
 import signal
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .config import Config
@@ -150,7 +151,7 @@ class Shell:
         ended: Ended | None = None
         try:
             ended = await self._evaluate(command, seconds)
-            if ended.status is not None:
+            if not ended.shell_ended:
                 self._drain()
             return ended
         finally:
@@ -222,7 +223,8 @@ class Shell:
         process, self._process = self._process, None
         # A shell that ended by itself leaves its background processes running, as a terminal does.
         if process is not None and process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended this instant
+                os.killpg(process.pid, signal.SIGKILL)
             waiting = asyncio.ensure_future(process.wait())
             await asyncio.wait([waiting], timeout=END_SECONDS)
         self._close()
