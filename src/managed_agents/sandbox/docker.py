@@ -201,14 +201,15 @@ class DockerBackend:
     def _binds(self, spec: SandboxSpec, places: layout.Places) -> list[str]:
         if self._sized:
             sources = {name: str(places.home / "disk" / name) for name in _MOUNTS}
-            state = str(places.state)
+            state, mode = str(places.state), "rw"
         else:
             sources = {name: self._volume(spec.id, spec.generation, name) for name in _MOUNTS}
-            state = self._volume(spec.id, spec.generation, "state")
+            # Else the engine would give an empty volume the owner its directory has in the image.
+            state, mode = self._volume(spec.id, spec.generation, "state"), "rw,nocopy"
         code = layout.install_runner(self._data_dir)
         return [
-            *(f"{sources[name]}:{target}:rw" for name, target in _MOUNTS.items()),
-            f"{state}:{STATE_DIRECTORY}:rw",
+            *(f"{sources[name]}:{target}:{mode}" for name, target in _MOUNTS.items()),
+            f"{state}:{STATE_DIRECTORY}:{mode}",
             f"{places.run}:{SOCKET_DIRECTORY}:rw",
             f"{code}:{CODE_DIRECTORY}:ro",
         ]
