@@ -2,6 +2,7 @@
 
 import pytest
 from anthropic import AsyncAnthropic
+
 from tests.crash import script
 from tests.crash.conftest import Claimed, Finished, Undisturbed
 from tests.support.cluster import Cluster, make_session, say

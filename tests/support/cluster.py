@@ -16,9 +16,6 @@ from uuid import uuid4
 import anyio
 from anthropic import AsyncAnthropic
 from pydantic import SecretStr
-from tests.support.launcher import Launcher
-from tests.support.server import listening
-from tests.support.waiting import until
 
 from managed_agents.db.engine import Database
 from managed_agents.encryption.keyring import LocalKeyProvider
@@ -29,6 +26,9 @@ from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
 from managed_agents.scripted_model import Reply, Request, Script, create_app
 from managed_agents.scripted_model.record import Recorder
+from tests.support.launcher import Launcher
+from tests.support.server import listening
+from tests.support.waiting import until
 
 API_KEY = "sk-ma-the-first-key-of-tests"
 MODEL = "claude-opus-4-8"

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import httpx2
 from anthropic import APIConnectionError, APIStatusError, AsyncAnthropic
+
 from tests.support.cluster import history
 
 Event = dict[str, Any]

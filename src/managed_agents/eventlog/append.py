@@ -190,7 +190,7 @@ def _head(row: Sequence[Any]) -> Head:
         status, Active(active, since), Totals(*totals), requests, running, threads_active, threads_since, terminated_at
     )
     fields: Any = row[:_HEAD_FIELDS]
-    return Head(*fields, state)
+    return Head(*fields, state=state)
 
 
 async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> Head | None:

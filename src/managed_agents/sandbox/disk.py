@@ -52,14 +52,14 @@ async def create(image: Path, size_bytes: int) -> None:
 
 async def mount(image: Path, target: Path) -> None:
     """Mount the disk. Repeating is safe."""
-    target.mkdir(exist_ok=True)  # noqa: ASYNC240 - local and instant
-    if not os.path.ismount(target):  # noqa: ASYNC240 - local and instant
+    target.mkdir(exist_ok=True)
+    if not os.path.ismount(target):
         await _run("mount", "-t", "ext4", "-o", MOUNT_OPTIONS, str(image), str(target))
 
 
 async def unmount(target: Path) -> None:
     """Unmount the disk. Repeating is safe."""
-    if os.path.ismount(target):  # noqa: ASYNC240 - local and instant
+    if os.path.ismount(target):
         try:
             await _run("umount", str(target))
         except SandboxError:

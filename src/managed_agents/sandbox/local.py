@@ -250,7 +250,7 @@ class LocalBackend:
 
 async def _until(condition: Callable[[], bool]) -> None:
     """Wait for something another process does. The caller bounds it."""
-    while not condition():  # noqa: ASYNC110 - a process that is not our child signals nothing
+    while not condition():
         await anyio.sleep(POLL_SECONDS)
 
 
