@@ -7,9 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from . import frames
 from .config import Config
@@ -94,6 +93,7 @@ class Children:
         top = os.path.abspath(__file__)
         for _ in range(package.count(".") + 2):
             top = os.path.dirname(top)
+        uid = self._config.uid
         command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT.format(package), top]
         command += [str(theirs.fileno()), self._config.to_json()]
         try:
@@ -104,7 +104,9 @@ class Children:
                 env=self._config.environment,
                 cwd="/",
                 start_new_session=True,
-                **identity(self._config),
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else [],
             )
         except OSError:
             ours.close()
@@ -136,8 +138,10 @@ class Children:
             socket.send_fds(self._control, [b"x"], [sock.fileno()])
 
     @asynccontextmanager
-    async def open(self, header: frames.Header) -> AsyncIterator[Channel]:
-        """Have a fork serve the request `header`. Leaving closes the socket, which ends a fork still at work."""
+    async def open(self, header: frames.Header) -> AsyncGenerator[Channel]:
+        """Have a fork serve the request `header`. Leaving closes the socket, which ends a fork still at
+        work.
+        """
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -146,10 +150,3 @@ class Children:
             channel = Channel(ours)
             await channel.send(header)
             yield channel
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """Return the `Popen` arguments that make a process the commands'."""
-    if config.uid is None:
-        return {}
-    return {"user": config.uid, "group": config.uid, "extra_groups": []}

@@ -1,8 +1,9 @@
 """The persistent shell behind `bash`.
 
-One bash reads NUL-terminated commands from a descriptor of its own, evaluates each with stdin from /dev/null, and reports
-the status on another. A call ends with that report, or with the shell's death; never with the end of its output, because
-a background process may hold the pipe for hours. Commands do not inherit the two descriptors.
+One bash reads NUL-terminated commands from a descriptor of its own, evaluates each with stdin from
+/dev/null, and reports the status on another. A call ends with that report, or with the shell's death; never
+with the end of its output, because a background process may hold the pipe for hours. Commands do not
+inherit the two descriptors.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import os
 import signal
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from .children import identity
 from .config import Config
 
 _DRIVER = r"""
@@ -29,6 +30,7 @@ while IFS= builtin read -r -d '' -u "$__commands" __command; do
   builtin printf '%s\0' "$?" >&"$__status"
 done
 """
+BASH = "/bin/bash" if os.path.exists("/bin/bash") else "bash"
 READ_BYTES = 64 * 1024
 END_SECONDS = 5.0
 
@@ -59,6 +61,7 @@ class Shell:
 
     async def start(self) -> None:
         """Start the shell. Raises: OSError when no process can be made."""
+        uid = self._config.uid
         commands_read, self._commands = os.pipe()
         self._status, status_write = os.pipe()
         self._output, output_write = os.pipe()
@@ -66,7 +69,7 @@ class Shell:
         numbers = f"__commands={commands_read} __status={status_write} __output={output_write}"
         try:
             self._process = await asyncio.create_subprocess_exec(
-                "/bin/bash" if os.path.exists("/bin/bash") else "bash",
+                BASH,
                 "--noprofile",
                 "--norc",
                 "-c",
@@ -81,7 +84,9 @@ class Shell:
                 cwd="/",
                 start_new_session=True,
                 umask=0o022,
-                **identity(self._config),
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else [],
             )
         except OSError:
             self._close()
@@ -116,7 +121,8 @@ class Shell:
         elif self._sink is not None:
             self._sink(data)
         elif len(self._late) < READ_BYTES:
-            # Between calls background processes must not block on a full pipe; the next call shows what they said.
+            # Between calls background processes must not block on a full pipe; the next call shows what
+            # they said.
             self._late += data
         return len(data)
 
@@ -131,7 +137,8 @@ class Shell:
     async def run(self, command: str, seconds: float, sink: Callable[[bytes], None]) -> Ended:
         """Run one command; its output goes to `sink` as it comes.
 
-        Raises: OSError when no shell can be started. When cancelled the shell is killed with its process group.
+        Raises: OSError when no shell can be started. When cancelled the shell is killed with its process
+        group.
         """
         if not self.running:
             await self.close()
@@ -144,7 +151,7 @@ class Shell:
         ended: Ended | None = None
         try:
             ended = await self._evaluate(command, seconds)
-            if ended.status is not None:
+            if not ended.shell_ended:
                 self._drain()
             return ended
         finally:
@@ -214,7 +221,8 @@ class Shell:
         process, self._process = self._process, None
         # A shell that ended by itself leaves its background processes running, as a terminal does.
         if process is not None and process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended this instant
+                os.killpg(process.pid, signal.SIGKILL)
             waiting = asyncio.ensure_future(process.wait())
             await asyncio.wait([waiting], timeout=END_SECONDS)
         self._close()

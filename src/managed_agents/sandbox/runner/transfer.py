@@ -50,7 +50,9 @@ class Sink:
 
 
 def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
-    """Open a sink as uid 0. Every directory on the way must be uid 0's and closed to others' writes, none a link."""
+    """Open a sink as uid 0. Every directory on the way must be uid 0's and closed to others' writes, none a
+    link.
+    """
     parts = [part for part in path.split("/") if part]
     inside = any(path.startswith(root.rstrip("/") + "/") for root in roots)
     if not inside or ".." in parts or "." in parts or "\0" in path:
