@@ -10,7 +10,7 @@ import asyncpg
 
 from managed_agents.db.engine import asyncpg_arguments
 from tests.bench import wire
-from tests.bench.figures import Figure, best, ms, percentile
+from tests.bench.figures import Figure, best, ms
 from tests.bench.stack import Stack
 
 ROUNDS = 3

@@ -28,7 +28,9 @@ class Connection:
     async def begin(self, method: str, path: str, body: Any = None) -> tuple[int, int]:
         """Send a request and read the head of the answer: status and content length."""
         content = b"" if body is None else orjson.dumps(body)
-        lines = f"{method} {path} HTTP/1.1\r\n{self._head}content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        lines = (
+            f"{method} {path} HTTP/1.1\r\n{self._head}content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        )
         self._writer.write(lines.encode() + content)
         head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0]) if b"content-length: " in head else 0

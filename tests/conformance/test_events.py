@@ -6,11 +6,11 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from tests.support.stack import TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
 from managed_agents.scripted_model import tool_use
+from tests.support.stack import TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 pytestmark = pytest.mark.anyio
 
@@ -226,5 +226,8 @@ async def test_foreign_and_old_names_in_a_stream_are_not_served(server: Stack) -
     session = await server.session()
     without = server.headers(without="anthropic-beta")
     assert await server.refused("GET", f"{path_of(session)}/stream", status=404, headers=without) == "not found"
-    assert await server.refused("POST", path_of(session), status=404, headers=without, json={"events": [message("x")]}) == "not found"
+    assert (
+        await server.refused("POST", path_of(session), status=404, headers=without, json={"events": [message("x")]})
+        == "not found"
+    )
     assert await server.history(session) == []

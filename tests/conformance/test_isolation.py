@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.support.server import make_caller
-from tests.support.stack import Stack, message, refusal
 
 from managed_agents.web.actor import Scope
+from tests.support.server import make_caller
+from tests.support.stack import Stack, message, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -34,9 +34,7 @@ async def test_a_foreign_session_is_as_good_as_none(server: Stack) -> None:
     before = (await server.client.beta.sessions.retrieve(session.id)).to_dict()
     (thread,) = [t async for t in server.client.beta.sessions.threads.list(session.id)]
     theirs = server.headers(x_api_key=server.other.secret)
-    for (method, path, options), (_, nowhere, _) in zip(
-        routes(session.id, thread.id), routes(UNKNOWN, thread.id), strict=True
-    ):
+    for (method, path, options), (_, nowhere, _) in zip(routes(session.id, thread.id), routes(UNKNOWN, thread.id), strict=True):
         foreign = await server.refused(method, path, status=404, headers=theirs, **options)
         unknown = await server.refused(method, nowhere, status=404, headers=theirs, **options)
         assert foreign.replace(session.id, UNKNOWN) == unknown

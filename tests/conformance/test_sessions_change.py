@@ -6,9 +6,9 @@ import anthropic
 import anyio
 import pytest
 from sqlalchemy import text
-from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 from managed_agents.scripted_model import stall, tool_use
+from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 pytestmark = pytest.mark.anyio
 
@@ -190,7 +190,9 @@ async def test_a_stream_learns_of_the_deletion_even_when_the_rows_are_gone(serve
     session = await server.session()
     async with server.watching(session) as watch:
         async with server.db.transaction() as tx:
-            await tx.execute(text("UPDATE sessions SET deleted_at = now(), environment_id = NULL WHERE id = :id"), {"id": session.id})
+            await tx.execute(
+                text("UPDATE sessions SET deleted_at = now(), environment_id = NULL WHERE id = :id"), {"id": session.id}
+            )
             await tx.execute(text("DELETE FROM session_threads WHERE session_id = :id"), {"id": session.id})
             await tx.execute(text("DELETE FROM sessions WHERE id = :id"), {"id": session.id})
         await watch.end_reached()
