@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+
 from tests.support.stack import Gate, Stack, gate, stack
 
 

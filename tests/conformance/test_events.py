@@ -6,11 +6,11 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from tests.support.stack import TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
 from managed_agents.scripted_model import tool_use
+from tests.support.stack import TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 pytestmark = pytest.mark.anyio
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.support.server import make_caller
-from tests.support.stack import Stack, message, refusal
 
 from managed_agents.web.actor import Scope
+from tests.support.server import make_caller
+from tests.support.stack import Stack, message, refusal
 
 pytestmark = pytest.mark.anyio
 

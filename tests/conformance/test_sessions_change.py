@@ -6,9 +6,9 @@ import anthropic
 import anyio
 import pytest
 from sqlalchemy import text
-from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 from managed_agents.scripted_model import stall, tool_use
+from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, message
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import anthropic
 import pytest
-from tests.support.stack import MODEL, TOOLSET, Stack, message
 
 from managed_agents.scripted_model import tool_use
+from tests.support.stack import MODEL, TOOLSET, Stack, message
 
 pytestmark = pytest.mark.anyio
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from tests.support.stack import Stack
 
 pytestmark = pytest.mark.anyio

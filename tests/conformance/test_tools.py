@@ -1,9 +1,9 @@
 """Tool calls that are out of the ordinary: parallel, disabled, broken, large, binary."""
 
 import pytest
-from tests.support.stack import TOOLSET, Gate, Stack
 
 from managed_agents.scripted_model import broken_tool_use, text, tool_use
+from tests.support.stack import TOOLSET, Gate, Stack
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,9 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from tests.support.stack import TOOLSET, Stack, message
 
 from managed_agents.scripted_model import text, thinking, tool_use
+from tests.support.stack import TOOLSET, Stack, message
 
 pytestmark = pytest.mark.anyio
 

@@ -199,9 +199,9 @@ class SessionHands:
             try:
                 with anyio.fail_after(PROVISION_SECONDS_MAX):
                     sandbox = await self._hands.backend.attach(self._binding.sandbox_id)
-                return sandbox
             except TimeoutError as error:
                 raise SandboxError("attaching took too long") from error
+            return sandbox
         # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
         async with self._hands.provisions:
             sandbox: Sandbox | None = None

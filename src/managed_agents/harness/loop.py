@@ -97,8 +97,14 @@ class SessionRunner:
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
+        context = self._context
+        before = (context.turn.seq, context.input_seq)
         while not await self._step():
-            await self._context.refresh(self._parts.db)
+            await context.refresh(self._parts.db)
+            after = (context.turn.seq, context.input_seq)
+            # A step that changes nothing would be decided for ever.
+            assert after != before, f"no progress at event {context.turn.seq}"
+            before = after
 
     async def record_crash(self) -> None:
         """Give the session up after a failure of our own, so that the next try waits a little longer."""
@@ -110,7 +116,7 @@ class SessionRunner:
         step = self._parts.harness.decide(context.turn, context.inbox, due_in_seconds=context.due_in_seconds)
         match step:
             case steps.CloseSpan(start_id):
-                await self._append([self._failed_span(start_id)])
+                await self._log([self._failed_span(start_id)])
             case steps.Interrupt():
                 return await self._interrupt(step)
             case steps.RunTools(calls):
