@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from anthropic import AsyncAnthropic
 from sqlalchemy import text
+
+from managed_agents.db.engine import Database
 from tests.crash import script
 from tests.support import cluster as clusters
 from tests.support.cluster import Cluster, Model, history, make_session, say
@@ -14,8 +16,6 @@ from tests.support.invariants import check_history, check_rows, normalised
 from tests.support.launcher import Launcher
 from tests.support.launcher import launcher as launching
 from tests.support.waiting import until
-
-from managed_agents.db.engine import Database
 
 Undisturbed = Callable[[], Awaitable[list[Event]]]
 Finished = Callable[[str], Awaitable[list[Event]]]

@@ -2,6 +2,7 @@
 
 import pytest
 from anthropic import APIConnectionError, AsyncAnthropic
+
 from tests.crash import script
 from tests.crash.conftest import Finished
 from tests.support.cluster import Cluster, interrupt, make_session, say

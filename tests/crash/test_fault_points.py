@@ -6,14 +6,14 @@ import signal
 
 import pytest
 from anthropic import APIConnectionError, AsyncAnthropic
+
+import managed_agents
+from managed_agents.core import faults
 from tests.crash import script
 from tests.crash.conftest import Finished, Undisturbed
 from tests.support.cluster import Cluster, history, make_session, say
 from tests.support.following import following
 from tests.support.invariants import normalised
-
-import managed_agents
-from managed_agents.core import faults
 
 pytestmark = pytest.mark.anyio
 

@@ -5,14 +5,14 @@ import signal
 import pytest
 from anthropic import AsyncAnthropic
 from sqlalchemy import text
+
+from managed_agents.db.engine import Database
 from tests.crash import script
 from tests.crash.conftest import Claimed, Finished, Undisturbed
 from tests.support.cluster import Cluster, make_session, say
 from tests.support.following import following
 from tests.support.invariants import normalised
 from tests.support.waiting import until
-
-from managed_agents.db.engine import Database
 
 pytestmark = pytest.mark.anyio
 

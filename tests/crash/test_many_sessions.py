@@ -5,12 +5,12 @@ from contextlib import AsyncExitStack
 import anyio
 import pytest
 from anthropic import AsyncAnthropic
+
+from managed_agents.scripted_model import Reply, Request, pace, text
 from tests.crash import script
 from tests.crash.conftest import Finished
 from tests.support.cluster import Cluster, make_session, say
 from tests.support.following import following
-
-from managed_agents.scripted_model import Reply, Request, pace, text
 
 pytestmark = pytest.mark.anyio
 

@@ -2,6 +2,7 @@
 
 import pytest
 from anthropic import AsyncAnthropic
+
 from tests.crash import script
 from tests.crash.conftest import Claimed, Finished, Undisturbed
 from tests.support.cluster import Cluster, make_session, say
@@ -95,6 +96,7 @@ async def test_outputs_are_collected_though_the_worker_that_ran_the_command_died
     await finished(session_id)
 
     async def files() -> list[str]:
-        return [file.filename async for file in client.beta.files.list(scope_id=session_id)]
+        listed = client.beta.files.list(scope_id=session_id, betas=["managed-agents-2026-04-01"])
+        return [file.filename async for file in listed]
 
     assert await until(files) == [script.REPORT]
