@@ -72,6 +72,7 @@ class SessionRunner:
         self._hands: SessionHands = parts.hands.of_session(claim)
         self._background: TaskGroup | None = None
         self._prepared = False
+        self._offers_tools = bool(definitions.offered(self._agent["tools"]))
 
     def notify(self) -> None:
         """New input arrived for this session."""
@@ -92,7 +93,10 @@ class SessionRunner:
         await self._hands.aclose()
 
     async def _run(self) -> None:
-        await self._context.load(self._parts.db)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._context.load, self._parts.db)
+            if self._offers_tools:
+                group.start_soon(self._hands.uploads)  # remembered for the request
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
@@ -134,7 +138,7 @@ class SessionRunner:
             await self._hands.harvest()
 
     def _prepare_hands(self) -> None:
-        if not self._prepared and definitions.offered(self._agent["tools"]):
+        if not self._prepared and self._offers_tools:
             assert self._background is not None
             self._prepared = True
             self._background.start_soon(self._hands.prepare)
@@ -182,7 +186,8 @@ class SessionRunner:
         await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
-        uploads = [upload.path for upload in await self._hands.uploads()]
+        # Only a session with tools tells the model of its files.
+        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
         outcome = await self._until_interrupted(
             lambda: self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
         )
@@ -281,7 +286,7 @@ class SessionRunner:
         while True:
             await self._input_changed.wait()
             self._input_changed = anyio.Event()
-            async with self._parts.db.transaction() as tx:
+            async with self._parts.db.reading() as tx:
                 if (await tx.execute(_HAS_INTERRUPT, {"session_id": self.claim.session_id})).scalar_one():
                     return
 
