@@ -10,9 +10,9 @@ def now() -> datetime:
 
 def millis(instant: datetime) -> str:
     """Format as `2026-04-03T18:24:10.412Z`."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant.microsecond // 1000:03d}Z"
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def micros(instant: datetime) -> str:
     """Format as `2026-04-03T18:24:10.412345Z`."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant.microsecond:06d}Z"
+    return instant.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"

@@ -4,8 +4,8 @@ An id is `<prefix>_01` followed by 22 base-62 characters: 48 bits of Unix millis
 ids of one table sort roughly by age (index locality) and nobody can guess one. Clients treat them as opaque.
 """
 
+import os
 import re
-import secrets
 import time
 from typing import NewType
 
@@ -37,18 +37,21 @@ WORKER = "wrk"
 WORKSPACE = "wrkspc"
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_BODY_LENGTH = 22
+# Two digits at a time halve the divisions, and an id is made for every event and every request.
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
+_BODY_PAIRS = 11
 _SHAPE = re.compile(r"[a-z]+_[0-9A-Za-z]{1,64}")
 
 
 def new_id(prefix: str) -> str:
     """Return a fresh id with `prefix` (no underscore in it)."""
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    digits: list[str] = []
-    for _ in range(_BODY_LENGTH):
-        number, digit = divmod(number, 62)
-        digits.append(_ALPHABET[digit])
-    return f"{prefix}_01{''.join(reversed(digits))}"
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    pairs: list[str] = []
+    for _ in range(_BODY_PAIRS):
+        number, pair = divmod(number, len(_PAIRS))
+        pairs.append(_PAIRS[pair])
+    pairs.reverse()
+    return f"{prefix}_01{''.join(pairs)}"
 
 
 def has_prefix(value: str, prefix: str) -> bool:

@@ -190,7 +190,7 @@ def _head(row: Sequence[Any]) -> Head:
         status, Active(active, since), Totals(*totals), requests, running, threads_active, threads_since, terminated_at
     )
     fields: Any = row[:_HEAD_FIELDS]
-    return Head(*fields, state)
+    return Head(*fields, state=state)
 
 
 async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> Head | None:
@@ -213,7 +213,7 @@ async def lock_available(tx: Tx, session_ids: Sequence[str], *, threads_of: Coll
     Threads are loaded for the sessions in `threads_of`: those that will get events of `fold.THREAD_TYPES`.
     """
     heads: dict[str, Head] = {}
-    for row in await tx.execute(_LOCK_MANY, {"ids": list(session_ids)}):
+    for row in (await tx.execute(_LOCK_MANY, {"ids": list(session_ids)})).all():
         heads[row[0]] = _head(row)
     if threads_of:
         await _load_threads(tx, {session_id: head for session_id, head in heads.items() if session_id in threads_of})
@@ -222,7 +222,7 @@ async def lock_available(tx: Tx, session_ids: Sequence[str], *, threads_of: Coll
 
 async def _load_threads(tx: Tx, heads: dict[str, Head]) -> None:
     # A second statement, after the lock: a join would show the threads as of before the wait for the lock.
-    for row in await tx.execute(_THREADS, {"ids": list(heads)}):
+    for row in (await tx.execute(_THREADS, {"ids": list(heads)})).all():
         heads[row.session_id].threads[row.id] = thread_state_of(row)
 
 

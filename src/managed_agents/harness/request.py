@@ -48,14 +48,21 @@ class ModelRequester:
         self, harness: Harness, agent: dict[str, Any], transcript: Transcript, uploads: Sequence[str]
     ) -> Finished | Failed:
         """Ask the model for the next turn of `transcript`. Cancelling closes the connection to the model."""
-        model_id: str = agent["model"]["id"]
-        known = await self.models.retrieve(model_id)
-        body = harness.build_request(agent, transcript, max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX), uploads=uploads)
+        model = agent["model"]
+        known = await self.models.retrieve(model["id"])
+        body = harness.build_request(
+            agent,
+            transcript,
+            max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX),
+            takes_effort=bool(known.capabilities.get("effort", {}).get("supported")),
+            uploads=uploads,
+        )
+        betas = (FAST_MODE,) if model["speed"] == "fast" else ()
         try:
-            async with self.client.stream(ModelRequest(body)) as events:
+            async with self.client.stream(ModelRequest(body, betas)) as events:
                 async for event in events:
                     if isinstance(event, MessageFinished):
-                        return Finished(_response(event))
+                        return Finished(_response(event, model))
         except errors.ModelError as error:
             return _failed(error)
         raise AssertionError("a response that ends without its last event is an error of the client")

@@ -1,6 +1,7 @@
 """How a process ends: SIGTERM or SIGINT asks it to, a second one or the end of its grace makes it."""
 
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp
 logger = logging.getLogger(__name__)
 
 HTTP_DRAIN_SECONDS = 5
+GARBAGE_THRESHOLDS = (20_000, 20, 50)
 STOP_SECONDS_MAX = 12.0
 
 
@@ -64,11 +66,22 @@ async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[None]
             server.should_exit = True
 
 
+def settle_memory() -> None:
+    """Leave what start-up has made out of garbage collection, and look for cycles less often.
+
+    Walking the libraries' hundred thousand objects again and again was a fifth of a busy process's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
+
+
 async def until_signalled(work: Callable[[], Awaitable[None]], stopping: Callable[[], None]) -> None:
     """Run `work` until it ends or a signal arrives; then call `stopping` and cancel `work`.
 
     A second signal ends the process on the spot, and so does a `work` that takes longer than its grace to end.
     """
+    settle_memory()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
             scope = CancelScope()

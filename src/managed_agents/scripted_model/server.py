@@ -62,7 +62,7 @@ async def serve(
     try:
         await server.serve()
     finally:
-        if server.servers and any(each.is_serving() for each in server.servers):  # cancelled: uvicorn leaves its sockets
+        if any(each.is_serving() for each in server.servers):  # cancelled: uvicorn leaves its sockets open
             with anyio.CancelScope(shield=True), anyio.move_on_after(2 * SHUTDOWN_SECONDS):
                 server.force_exit = True
                 await server.shutdown()
@@ -85,10 +85,10 @@ def scripted_model_command(host: str, port: int, script: Path | None, log_reques
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"scripted model ({loaded.name}) on http://{shown}:{bound}")
 
-    uvicorn_run(host, port, loaded, log_requests, signing_key, on_started)
+    _run(host, port, loaded, log_requests, signing_key, on_started)
 
 
-def uvicorn_run(
+def _run(
     host: str,
     port: int,
     script: Script,

@@ -128,8 +128,14 @@ async def test_a_wrong_script_is_a_500_that_says_what(scripted: Scripted, client
     def raises(_: Request) -> object:
         raise KeyError("oops")
 
-    for reply, wanted in [(raises, "KeyError"), (lambda _: 3, "int"), (lambda _: [], "empty list"), (lambda _: text(" "), "some text"),
-                          (lambda _: broken_tool_use("bash", "{"), "stream")]:  # fmt: skip
+    wrong = [
+        (raises, "KeyError"),
+        (lambda _: 3, "int"),
+        (lambda _: [], "empty list"),
+        (lambda _: text(" "), "some text"),
+        (lambda _: broken_tool_use("bash", "{"), "stream"),
+    ]
+    for reply, wanted in wrong:
         scripted.reply = reply
         with pytest.raises(APIStatusError, match=wanted) as caught:
             await client.messages.create(model="claude-opus-5", max_tokens=10, messages=HI)

@@ -46,6 +46,7 @@ def test_speed_and_region_change_the_price() -> None:
     assert list_cost("claude-opus-5", all_of_it) == Decimal("46.75")
     assert list_cost("claude-opus-5", all_of_it, speed="fast") == Decimal("93.5")
     assert list_cost("claude-opus-5-5", all_of_it, speed="fast") == Decimal("74.4")
+    assert list_cost("claude-opus-5", {**all_of_it, "speed": "fast", "inference_geo": "us"}) == Decimal("102.85")
     assert list_cost("claude-opus-4-6", all_of_it, speed="fast") == Decimal("46.75")
     assert list_cost("claude-opus-5", all_of_it, inference_geo="us") == Decimal("51.425")
     assert list_cost("claude-opus-5", all_of_it, inference_geo="global") == Decimal("46.75")

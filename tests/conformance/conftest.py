@@ -1,0 +1,24 @@
+"""One running server for all modules: each test makes its own agent, driven by the official SDK with strict response validation."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.stack import Gate, Stack, gate, stack
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="session")
+async def server(anyio_backend: object, postgres_url: str, template: str) -> AsyncIterator[Stack]:
+    async with stack(postgres_url, template) as running:
+        yield running
+
+
+@pytest.fixture
+def held() -> Iterator[Gate]:
+    with gate() as made:
+        yield made
