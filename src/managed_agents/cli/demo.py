@@ -257,7 +257,7 @@ def follow(client: Anthropic, server: Server, session_id: str, trace: Trace) -> 
                 trace.note(f"the stream broke ({type(error).__name__}); opening it again")
             if time.monotonic() - broken_since > BROKEN_SECONDS_MAX:
                 raise DemoFailed(f"the server could not be reached any more: {error}") from None
-            time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def show_report(client: Anthropic, session_id: str, console: Console) -> None:
