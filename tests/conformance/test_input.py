@@ -5,11 +5,11 @@ from typing import Any
 import anthropic
 import anyio
 import pytest
-from tests.support.stack import TOOLSET, Gate, Stack, Watch, eventually, message
 
 from managed_agents.core import limits
 from managed_agents.harness.loop import INTERRUPTED
 from managed_agents.scripted_model import stall, text, tool_use
+from tests.support.stack import TOOLSET, Gate, Stack, Watch, eventually, message
 
 pytestmark = pytest.mark.anyio
 

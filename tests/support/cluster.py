@@ -215,7 +215,7 @@ async def cluster(database_url: str, model: Model, launcher: Launcher, **setting
     """Prepare a cluster with one API key; nothing runs yet. Afterwards everything is killed. `settings` win over ours."""
     # Short, because a socket's path may have 107 bytes; open, because sandboxed commands have uids of their own.
     data_dir = Path(tempfile.mkdtemp(prefix="ma-crash-"))
-    data_dir.chmod(0o755)  # noqa: ASYNC240
+    data_dir.chmod(0o755)
     port = _free_port()
     values = {
         "port": str(port),

@@ -91,7 +91,7 @@ class ScriptedReplies:
 async def eventually(holds: Callable[[], bool]) -> None:
     """Wait until something that nobody announces is so."""
     with anyio.fail_after(WAIT_SECONDS):
-        while not holds():  # noqa: ASYNC110  # a file, or a list that another thread of control fills
+        while not holds():  # a file, or a list that another thread of control fills
             await anyio.sleep(0.01)
 
 

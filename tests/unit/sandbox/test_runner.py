@@ -90,9 +90,7 @@ def test_mapped_paths_are_whole_components() -> None:
 
 
 def test_notebook_rendering_shows_sources_and_outputs() -> None:
-    raw = (
-        b'{"cells": [{"cell_type": "markdown", "source": "# T"}, {"cell_type": "code", "source": ["1+", "1"],'
-    )
+    raw = b'{"cells": [{"cell_type": "markdown", "source": "# T"}, {"cell_type": "code", "source": ["1+", "1"],'
     raw += b'"outputs": [{"data": {"text/plain": ["2"], "image/png": "x"}}]}]}'
     rendered = render_notebook(raw)
     assert "# T" in rendered
