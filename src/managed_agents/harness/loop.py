@@ -101,8 +101,14 @@ class SessionRunner:
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
+        context = self._context
+        before = (context.turn.seq, context.input_seq)
         while not await self._step():
-            await self._context.refresh(self._parts.db)
+            await context.refresh(self._parts.db)
+            after = (context.turn.seq, context.input_seq)
+            # A step that changes nothing would be decided for ever.
+            assert after != before, f"no progress at event {context.turn.seq}"
+            before = after
 
     async def record_crash(self) -> None:
         """Give the session up after a failure of our own, so that the next try waits a little longer."""
@@ -116,7 +122,7 @@ class SessionRunner:
             case steps.CloseSpan(start_id):
                 await self._log([self._failed_span(start_id, cut=True)])
             case steps.Interrupt():
-                await self._interrupt(step)
+                return await self._interrupt(step)
             case steps.RunTools(calls):
                 await self._run_tools(calls)
             case steps.RequestModel():
@@ -290,7 +296,8 @@ class SessionRunner:
                 if (await tx.execute(_HAS_INTERRUPT, {"session_id": self.claim.session_id})).scalar_one():
                     return
 
-    async def _interrupt(self, step: steps.Interrupt) -> None:
+    async def _interrupt(self, step: steps.Interrupt) -> bool:
+        """End the turn. The session rests in the same append, or is running again: nobody may see it idle and owned."""
         # Also after a crash: what a former owner started must not go on behind the interrupt.
         await self._hands.cancel([call.event_id for call in step.calls])
         # The tools' closing results come first, so that nothing stands between the interrupt and the idle it causes.
@@ -299,7 +306,12 @@ class SessionRunner:
         if step.ends_turn:
             await self._harvest()
             events += self._idle("end_turn")
+        if not step.more:
+            return await self._rest(events, Rest(), step.taken)
+        if step.ends_turn:
+            events += ev.running(self._thread_id, self._agent["name"])
         await self._log(events, step.taken)
+        return False
 
     # Events
 
