@@ -47,8 +47,3 @@ def stalling_once(reply: Script, *, in_round: int = 0, seconds: float = FOREVER_
         return reply(request)
 
     return stalled
-
-
-def saying(*words: str) -> Script:
-    """One answer a turn, in order; the last one for ever."""
-    return lambda request: words[min(request.turn, len(words)) - 1]

@@ -238,12 +238,10 @@ async def cluster(database_url: str, model: Model, launcher: Launcher, **setting
         await db.dispose()
     try:
         yield made
-    except BaseException:
-        print(made.logs(), file=sys.stderr)
-        raise
     finally:
         with anyio.CancelScope(shield=True):
             await made.end()
+        print(made.logs(), file=sys.stderr)  # shown when the test failed
         shutil.rmtree(data_dir)
 
 
