@@ -28,6 +28,7 @@ from managed_agents.sandbox.local import LocalBackend
 from managed_agents.scripted_model import Reply, Request, Script, create_app
 from managed_agents.scripted_model.record import Recorder
 from tests.support.launcher import Launcher
+from tests.support.sandboxes import nothing_known
 from tests.support.server import listening
 from tests.support.waiting import until
 
@@ -205,7 +206,7 @@ class Cluster:
                     os.kill(int(pid.read_text()), signal.SIGKILL)
             backend = LocalBackend(data_dir=self.data_dir, run_dir=run_dir)
         try:
-            await backend.collect_orphans(set())
+            await backend.collect_orphans(nothing_known)
         finally:
             await backend.aclose()
 

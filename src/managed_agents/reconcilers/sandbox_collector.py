@@ -28,7 +28,7 @@ class SandboxCollector:
         async with self._db.transaction() as tx:
             for binding in await bindings.doomed(tx, host=self._host):
                 await bindings.set_state(tx, binding.sandbox_id, "destroyed")
-        for sandbox_id, generation in await self._backend.collect_orphans(await self._known()):
+        for sandbox_id, generation in await self._backend.collect_orphans(self._known):
             logger.info("destroyed sandbox %s generation %d: nothing needs it", sandbox_id, generation)
 
     async def _known(self) -> set[tuple[str, int]]:
