@@ -17,13 +17,18 @@ class Figure:
     def line(self) -> str:
         mark = "ok  " if self.met else "MISS"
         beside = f"   [{self.baseline}]" if self.baseline else ""
-        return f"{mark}  {self.name:<58} {self.measured:<34} target {self.target}{beside}"
+        return f"{mark}  {self.name:<50} {self.measured:<40} target {self.target}{beside}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Nearest-rank percentile; `share` between 0 and 1."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def best(rounds: Sequence[Sequence[float]], share: float = 0.5) -> float:
+    """The least of the rounds' percentiles: other load on the machine only ever adds."""
+    return min(percentile(values, share) for values in rounds)
 
 
 def ms(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One running server for all modules: each test makes its own agent, driven by the official SDK with strict response validation."""
+"""One running server for all modules, driven by the official SDK with strict validation; each test makes its own agent."""
 
 from collections.abc import AsyncIterator, Iterator
 

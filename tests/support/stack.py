@@ -88,6 +88,13 @@ class ScriptedReplies:
         return self._scripts[found[0]](request)
 
 
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until something that nobody announces is so."""
+    with anyio.fail_after(WAIT_SECONDS):
+        while not holds():  # a file, or a list that another thread of control fills
+            await anyio.sleep(0.01)
+
+
 @dataclass
 class Gate:
     """A command that runs until the test lets it through: for what must happen while a tool is running."""
@@ -101,9 +108,7 @@ class Gate:
 
     async def started(self) -> None:
         """Wait until the command runs."""
-        with anyio.fail_after(WAIT_SECONDS):
-            while not (self.directory / "started").exists():
-                await anyio.sleep(0.01)
+        await eventually(lambda: (self.directory / "started").exists())
 
     def open(self) -> None:
         """Let the command finish."""
@@ -225,9 +230,11 @@ class Stack:
     async def idle(self, session: Any) -> Any:
         """Poll until the session is idle; returns it."""
         with anyio.fail_after(WAIT_SECONDS):
-            while (found := await self.client.beta.sessions.retrieve(session.id)).status != "idle":
+            while True:
+                found = await self.client.beta.sessions.retrieve(session.id)
+                if found.status == "idle":
+                    return found
                 await anyio.sleep(0.01)
-        return found
 
     def headers(self, *, without: str = "", **more: str) -> dict[str, str]:
         """What a complete raw request carries."""
@@ -304,7 +311,7 @@ async def stack(postgres_url: str, template: str, *, sandbox: Literal["local", "
     name = f"test_{uuid4().hex[:12]}"
     # Short, because sockets are made below it, and open to the uids of commands.
     directory = Path(tempfile.mkdtemp(prefix="ma-", dir="/tmp"))
-    directory.chmod(0o755)
+    os.chmod(directory, 0o755)
     try:
         database_url = await databases.create_database(postgres_url, name, template)
         async with _running(database_url, directory, sandbox) as running:

@@ -81,11 +81,21 @@ class Database:
                 },
             },
         )
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Tx]:
         """Open a transaction; commit at the end of the block, roll back when it raises."""
         async with self.engine.begin() as connection:
+            yield Tx(connection)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[Tx]:
+        """Connection for reads without a transaction around them, which saves two of a read's three round trips.
+
+        Each statement sees what was committed when it began, as it would inside a transaction (READ COMMITTED).
+        """
+        async with self._autocommit.connect() as connection:
             yield Tx(connection)
 
     async def dispose(self) -> None:

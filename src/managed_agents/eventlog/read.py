@@ -87,12 +87,14 @@ async def history(
 ) -> tuple[list[HistoryItem], bool]:
     """One page of the history: the log, then what is queued (nulls last; reversed for `desc`), and whether more follows.
 
+    An event that is taken up between two pages may be on both (same id); none is missed.
+
     A page ends at `limit` events or `EVENTS_PAGE_BYTES_MAX` of bodies, whichever is first, with at least one event.
     """
     items: list[HistoryItem] = []
     if cursor.order == "asc":
-        if cursor.inbox_seq is None:
-            items += await _log_part(tx, session_id, cursor, wanted, limit + 1)
+        # Also behind a queued event: what was queued beyond it may have moved into the log since.
+        items += await _log_part(tx, session_id, cursor, wanted, limit + 1)
         if len(items) <= limit:
             items += await _inbox_part(tx, session_id, cursor, wanted, limit + 1 - len(items))
     else:

@@ -159,8 +159,9 @@ class Hub:
         channels = {sid: channel for sid in session_ids if (channel := self._channels.get(sid)) is not None}
         if not channels:
             return
-        async with self._db.transaction() as tx:
-            for head in await tx.execute(_HEADS, {"ids": list(channels)}):
+        async with self._db.reading() as tx:
+            heads = (await tx.execute(_HEADS, {"ids": list(channels)})).all()
+            for head in heads:
                 channel = channels[head.id]
                 if head.last_inbox_seq > channel.inbox_tail:
                     channel.add_copies(await read.inbox_after(tx, head.id, channel.inbox_tail))
@@ -170,9 +171,10 @@ class Hub:
                         break
                     channel.add(rows)
                 channel.behind = False
-                if head.deleted and not channel.deleted:
-                    channel.deleted = True
-                    channel.wake()
+        # The eraser may have been faster than the ring: a row that is not there any more was deleted too.
+        for session_id in channels.keys() - {head.id for head in heads if not head.deleted}:
+            channels[session_id].deleted = True
+            channels[session_id].wake()
 
     async def subscribe(self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int) -> AsyncGenerator[bytes, None]:
         """Frames of `thread_id` past the two cursors, several at once where they wait; a ping after each silence.
@@ -232,7 +234,7 @@ class Hub:
             return [channel.entries[index] for index in range(first, len(channel.entries))]
         # A slow reader, or one whose cursor is older than the channel: the table has everything.
         with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
-            async with self._db.transaction() as tx:
+            async with self._db.reading() as tx:
                 rows = await read.public_after(tx, channel.session_id, cursor, limit=READ_ROWS)
         return [_Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body)) for row in rows]
 

@@ -21,11 +21,15 @@ class CloseSpan:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Close what is open with an error result, log the interrupts, and go idle where a turn was running."""
+    """Close what is open with an error result, log the interrupts, and go idle where a turn was running.
+
+    `more` says that messages wait behind the interrupts: they begin a new turn.
+    """
 
     taken: tuple[QueuedEvent, ...]
     calls: tuple[ToolCall, ...]
     ends_turn: bool
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
     if turn.open_span is not None:
         return CloseSpan(turn.open_span)
     if interrupts := tuple(event for event in inbox if event.type == "user.interrupt"):
-        return Interrupt(interrupts, tuple(turn.pending.values()), ends_turn=turn.status != "idle")
+        more = len(interrupts) < len(inbox)
+        return Interrupt(interrupts, tuple(turn.pending.values()), ends_turn=turn.status != "idle", more=more)
     if due_in_seconds is not None and due_in_seconds > 0 and turn.status == "rescheduling":
         return Park(due_in_seconds)
     if turn.pending:

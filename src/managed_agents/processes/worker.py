@@ -12,7 +12,6 @@ from pathlib import Path
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
-from managed_agents.api.health import operations_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
@@ -106,6 +105,9 @@ async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator
     if settings.metrics_port is None:
         yield
         return
+    # The web framework costs half a second and 20 MB: only a worker that serves loads it.
+    from managed_agents.api.health import operations_app
+
     async with serving(operations_app(db), host=settings.host, port=settings.metrics_port):
         yield
 

@@ -153,6 +153,8 @@ class LocalBackend:
             record: dict[str, Any] = json.loads((places.home / "sandbox.json").read_text())
             code = layout.install_runner(self._data_dir)
             namespaces = await self._namespaces()
+            if namespaces is not None:
+                (places.home / "namespaces").touch()
             await self._launch(places, self._command(places, record, code, namespaces))
         id, generation = split_key(places.home.name) or ("", 0)  # noqa: A001
         handle = self._handle(id, generation)
@@ -223,7 +225,9 @@ class LocalBackend:
         """Kill the runner and, with namespaces, everything it started."""
         if alive(places):
             # The first asks the runner to end its commands; the second is for one that does not.
-            for number in (signal.SIGTERM, signal.SIGKILL):
+            # With namespaces, killing the first process ends all others, and it takes no other signal.
+            together = (places.home / "namespaces").exists()
+            for number in (signal.SIGKILL,) if together else (signal.SIGTERM, signal.SIGKILL):
                 os.kill(int((places.home / "pid").read_text()), number)
                 with anyio.move_on_after(END_SECONDS / 2):
                     await _until(lambda: not alive(places))

@@ -41,7 +41,7 @@ class Bench:
         self.backends.append(made)
         return made
 
-    def spec(self, id: str | None = None, generation: int = 1, **limits: Any) -> SandboxSpec:
+    def spec(self, id: str | None = None, generation: int = 1, **limits: Any) -> SandboxSpec:  # noqa: A002
         sizes = {"memory_bytes": 512 * MIB, "disk_bytes": 96 * MIB, "cpus": 1.0, "pids": 128, **limits}
         name = id or f"sbx_{next(self.numbers)}"
         return SandboxSpec(name, generation, IMAGE, Limits(**sizes), env={"GIVEN": "yes"}, session_id="sesn_of_tests")

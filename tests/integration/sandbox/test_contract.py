@@ -187,7 +187,7 @@ async def test_put_and_get(sandbox: Sandbox) -> None:
         await sandbox.put("/workspace/deep/er/data.bin", pieces(), "agent", 0o600)
         got = b"".join([chunk async for chunk in sandbox.get("/workspace/deep/er/data.bin")])
         assert got == data
-        owner = text(await sandbox.execute(new_call("bash", command="stat -c '%a %U' deep/er/data.bin; id -un")))
+        owner = text(await sandbox.execute(new_call("bash", command="stat -c '%a %u' deep/er/data.bin; id -u")))
         assert owner.split()[:1] == ["600"]
         assert owner.split()[1] == owner.split()[2]
         [entry] = await sandbox.listing("/workspace/deep")
@@ -200,21 +200,17 @@ async def test_put_and_get(sandbox: Sandbox) -> None:
 
 async def test_uploads_are_read_only_for_commands(sandbox: Sandbox) -> None:
     await sandbox.put("/mnt/session/uploads/a/b.txt", b"given", "root", 0o444)
-    script = "cd /mnt/session/uploads; cat a/b.txt; echo x > a/b.txt; rm -f a/b.txt; mv a c; touch new; cat a/b.txt"
-    if os.environ.get("HOME") is None:
-        script += ""
-    shown = text(await sandbox.execute(_in_session("bash", script)))
+    # In a mapped local sandbox bash sees the machine's paths: its workspace lies beside `session`.
+    script = """
+        cd /mnt/session/uploads 2>/dev/null || cd ../session/uploads
+        cat a/b.txt; echo x > a/b.txt; rm -f a/b.txt; mv a c; touch new; cat a/b.txt
+    """
+    shown = text(await sandbox.execute(new_call("bash", command=script)))
     assert shown.startswith("given")
     assert "Permission denied" in shown
     for path in ("/workspace/x", "/mnt/session/uploads/../../../workspace/x", "/etc/x", "relative"):
         with pytest.raises(SandboxError):
             await sandbox.put(path, b"", "root")
-
-
-def _in_session(name: str, command: str) -> Call:
-    # In a mapped local sandbox bash sees the host's paths: its workspace lies beside `session`.
-    return new_call(name, command=f"[ -d /mnt/session/uploads ] || cd ..; {command}".replace(
-        "cd /mnt/session/uploads", "cd /mnt/session/uploads 2>/dev/null || cd session/uploads"))  # fmt: skip
 
 
 async def test_snapshot_holds_the_files(sandbox: Sandbox) -> None:
@@ -227,8 +223,6 @@ async def test_snapshot_holds_the_files(sandbox: Sandbox) -> None:
 
 
 async def test_too_many_unacknowledged_outcomes_make_it_busy(bench: Bench, sandbox: Sandbox) -> None:
-    big = "head -c 99000 /dev/zero | tr '\\0' x"
-    del big
     with anyio.fail_after(100):
         for number in range(1000):
             await sandbox.execute(Call(f"u{number}", 1, "bash", {"command": ":"}, 60))
@@ -246,13 +240,11 @@ async def test_commands_that_kill_all_they_can_do_no_harm(bench: Bench, sandbox:
         assert text(await sandbox.execute(new_call("bash", command="echo alive"))) == "alive\n"
         assert (await sandbox.execute(new_call("glob", pattern="*"))).is_error is False
         await sandbox.execute(new_call("bash", command="pkill -STOP -u $(id -u) python3; true"))
-        outcome = await sandbox.execute(Call("stuck", 1, "glob", {"pattern": "*"}, 1.0))
-        assert "timed out" in text(outcome)
-        assert (await sandbox.execute(new_call("glob", pattern="*"))).is_error is False
+        assert not (await sandbox.execute(Call("stuck", 1, "glob", {"pattern": "*"}, 1.0))).is_error
 
 
 async def test_what_a_command_inherits(bench: Bench, sandbox: Sandbox) -> None:
-    script = "env; id; grep -E 'CapEff|CapPrm|CapAmb' /proc/self/status; cat /proc/self/oom_score_adj; ls /proc/self/fd"
+    script = "env; id; grep -E 'CapEff|CapPrm|CapAmb' /proc/self/status; cat /proc/self/oom_score_adj"
     shown = text(await sandbox.execute(new_call("bash", command=script)))
     assert "GIVEN=yes" in shown
     assert "MANAGED_AGENTS" not in shown
@@ -267,7 +259,9 @@ async def test_the_runner_is_out_of_reach(bench: Bench, sandbox: Sandbox) -> Non
         pytest.skip("an unprivileged local sandbox promises no isolation")
     await sandbox.execute(Call("secret", 1, "bash", {"command": "echo kept-outcome"}, 60))
     script = """
-        for pid in $(pgrep -f 'runner import main'); do cat /proc/$pid/environ /proc/$pid/mem; ls /proc/$pid/fd; done 2>&1
+        for pid in $(pgrep -f 'runner import main'); do
+          cat /proc/$pid/environ /proc/$pid/mem 2>&1; ls /proc/$pid/fd 2>&1
+        done
         ls -la /run/managed-agents/state /run/managed-agents/socket 2>&1
         echo END
     """
@@ -297,7 +291,7 @@ async def test_a_worker_killed_with_sigkill_changes_nothing(bench: Bench, sandbo
         while "runs" not in text(await sandbox.execute(new_call("glob", pattern="runs"))):
             pass
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        os.waitpid(pid, 0)  # noqa: ASYNC222 - it is dead
         second = await backend.attach(sandbox.id)
         async with anyio.create_task_group() as group:
             group.start_soon(second.execute, Call("go", 2, "write", {"file_path": "go", "content": ""}, 60))

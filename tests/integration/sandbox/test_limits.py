@@ -43,7 +43,7 @@ async def test_disk_is_bounded(bench: Bench, small: Sandbox) -> None:
     if "disk" not in bench.backend().capabilities:
         pytest.skip("declared weaker: volumes have no size")
     with anyio.fail_after(60):
-        full = await small.execute(new_call("bash", command="dd if=/dev/zero of=/tmp/fill bs=1M count=200 2>&1"))
+        full = await small.execute(new_call("bash", command="cat /dev/zero > /tmp/fill"))
         assert "No space left" in text(full)
         assert "No space left" in text(await small.execute(new_call("write", file_path="x", content="y" * 100_000)))
         with pytest.raises(LimitHit) as hit:
@@ -63,7 +63,8 @@ async def test_there_is_no_network_and_no_way_to_more(small: Sandbox) -> None:
         python3 - <<'END'
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
-for name, number in {'io_uring_setup': 425, 'keyctl': 250, 'bpf': 321, 'mount': 165, 'userfaultfd': 323}.items():
+calls = {'io_uring_setup': 425, 'keyctl': 250, 'bpf': 321, 'mount': 165, 'userfaultfd': 323}
+for name, number in calls.items():
     print(name, libc.syscall(number, 0, 0, 0, 0, 0), ctypes.get_errno())
 END
     """
@@ -76,9 +77,14 @@ END
         assert f"{name} -1 1\n" in shown
 
 
-async def test_ordinary_work_is_possible(small: Sandbox) -> None:
-    script = "python3 -m venv /tmp/v && git init -q r && cd r && node -e 'console.log(1+1)' && touch a && git add a && "
-    script += "git -c user.name=a -c user.email=a@b commit -qm x && whoami && python3 -m pytest --version"
+async def test_ordinary_work_is_possible(bench: Bench) -> None:
+    if not bench.contained:
+        pytest.skip("it is the machine's own programs")
+    sandbox = await bench.backend().provision(bench.spec())
+    script = "python3 -m venv /tmp/v && git init -q r && cd r && node -e 'console.log(1+1)' && touch a && "
+    script += "git add a && git -c user.name=a -c user.email=a@b commit -qm x && whoami && pytest --version"
     with anyio.fail_after(90):
-        outcome = await small.execute(new_call("bash", command=script))
+        outcome = await sandbox.execute(new_call("bash", command=script))
+    assert not outcome.is_error
     assert "agent" in text(outcome)
+    await sandbox.destroy()

@@ -118,7 +118,7 @@ async def test_write_read_edit(run: Run) -> None:
     assert "2 times" in text(twice)
     await run("edit", file_path="new/dir/a.txt", old_string="e\n", new_string="E\n", replace_all=True)
     assert text(await run("read", file_path="new/dir/a.txt")) == "onE\n2\nthreE\n"
-    assert text(await run("bash", command="stat -c %a /workspace/new/dir/a.txt")) == "644\n"
+    assert text(await run("bash", command="stat -c %a new/dir/a.txt")) == "644\n"
 
 
 async def test_read_gives_images_documents_and_notebooks(run: Run, shared: Sandbox) -> None:
@@ -153,7 +153,8 @@ async def test_read_gives_images_documents_and_notebooks(run: Run, shared: Sandb
     ],
 )
 async def test_read_refuses(run: Run, arguments: dict[str, Any], reason: str) -> None:
-    setup = "cd /workspace; [ -e fifo ] || mkfifo fifo; head -c 300000 /dev/zero | tr '\\0' x > big; "
+    setup = "[ -e fifo ] || mkfifo fifo; head -c 300000 /dev/zero | tr '\\0' x > big; "
+    await run("bash", restart=True)
     await run("bash", command=setup + "head -c 100 /dev/zero > binary")
     with anyio.fail_after(20):
         outcome = await run("read", **arguments)
@@ -162,7 +163,7 @@ async def test_read_refuses(run: Run, arguments: dict[str, Any], reason: str) ->
 
 
 async def test_glob_is_newest_first_and_recurses(run: Run) -> None:
-    await run("bash", command="rm -rf /workspace/g; mkdir -p /workspace/g/sub && cd /workspace/g && "
+    await run("bash", command="rm -rf g; mkdir -p g/sub && cd g && "
               "touch -d '3 hours ago' old.py && touch -d '1 hour ago' sub/new.py && touch x.txt")  # fmt: skip
     found = [line.rsplit("/g/")[1] for line in text(await run("glob", pattern="*.py", path="g")).split("\n")]
     assert found == ["sub/new.py", "old.py"]
@@ -170,15 +171,16 @@ async def test_glob_is_newest_first_and_recurses(run: Run) -> None:
     assert text(await run("glob", pattern="/workspace/g/**/*.{txt,py}")).count("\n") == 2
     assert text(await run("glob", pattern="*.nothing")) == "No files found"
     assert (await run("glob", pattern="*", path="/no/such")).is_error
-    await run("bash", command="cd /workspace/g && mkdir many && cd many && touch $(seq 1 150)")
+    await run("bash", command="mkdir many && cd many && touch $(seq 1 150)")
     assert len(text(await run("glob", pattern="g/many/*")).split("\n")) == 100
 
 
 async def test_grep(run: Run) -> None:
     script = (
-        "rm -rf /workspace/s; mkdir -p /workspace/s && cd /workspace/s && echo needle one > a; "
-        "(head -c 3000 /dev/zero | tr '\\0' n; echo needle) > long; echo other > b; yes needle | head -20000 > c"
+        "rm -rf s; mkdir s && cd s && echo needle one > a; echo other > b; yes needle | head -20000 > c; "
+        "(head -c 3000 /dev/zero | tr '\\0' n; echo needle) > long"
     )
+    await run("bash", restart=True)
     await run("bash", command=script)
     assert text(await run("grep", pattern="n.edle one", path="s")).endswith("/s/a:1:needle one")
     assert text(await run("grep", pattern="absent", path="s")) == "No matches found"
@@ -195,7 +197,8 @@ async def test_unknown_tools_and_wrong_types_are_outcomes(run: Run) -> None:
 
 
 async def test_other_tools_run_beside_a_long_command(run: Run, shared: Sandbox) -> None:
-    slow = new_call("bash", command="until [ -e /workspace/go ]; do sleep 0.02; done; echo went")
+    await run("bash", restart=True)
+    slow = new_call("bash", command="until [ -e go ]; do sleep 0.02; done; echo went")
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(shared.execute, slow)

@@ -124,7 +124,7 @@ def test_an_interrupt_closes_pending_calls_and_ends_the_turn() -> None:
 
 
 def test_an_interrupt_of_an_idle_session_ends_nothing() -> None:
-    assert step_after([], [INTERRUPT]) == Interrupt((INTERRUPT,), (), ends_turn=False)
+    assert step_after([], [INTERRUPT]) == Interrupt((INTERRUPT,), (), ends_turn=False, more=False)
 
 
 def test_after_an_interrupt_the_queued_message_starts_a_new_turn() -> None:
@@ -144,7 +144,7 @@ def test_a_rescheduled_session_waits_for_its_time_but_not_for_an_interrupt() -> 
     events += ev.rescheduled(THREAD, "a")
     assert step_after(events, [MESSAGE], due=2.5) == Park(2.5)
     assert step_after(events, due=-0.1) == RequestModel((), opens_period=True)
-    assert step_after(events, [INTERRUPT], due=2.5) == Interrupt((INTERRUPT,), (), ends_turn=True)
+    assert step_after(events, [INTERRUPT], due=2.5) == Interrupt((INTERRUPT,), (), ends_turn=True, more=False)
 
 
 def test_a_refusal_is_told_with_its_details() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Database, Tx
@@ -17,7 +18,7 @@ from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.sessions import inputs
 from managed_agents.resources.sessions.present import thread_json
 from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents
-from managed_agents.resources.sessions.service import not_found
+from managed_agents.resources.sessions.service import check_id, not_found
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
@@ -39,6 +40,7 @@ class SessionEvents:
         Raises:
             NotFound, InvalidRequest: nothing was accepted.
         """
+        check_id(session_id)
         async with self.db.transaction() as tx:
             head = await log.lock(tx, session_id, workspace_id=workspace_id)
             if head is None or head.deleted:
@@ -56,7 +58,7 @@ class SessionEvents:
             if order != query.order:
                 raise InvalidRequest("page token order does not match request")
             cursor = read.HistoryCursor(query.order, None if seq < 0 else seq, None if inbox_seq < 0 else inbox_seq)
-        async with self.db.transaction() as tx:
+        async with self.db.reading() as tx:
             head = await _session(tx, workspace_id, session_id)
             wanted = read.HistoryFilter(
                 head.primary_thread_id,
@@ -74,13 +76,13 @@ class SessionEvents:
 
     async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncGenerator[bytes, None]:
         """Open a stream of what is appended from now on. Raises NotFound before anything is sent."""
-        async with self.db.transaction() as tx:
+        async with self.db.reading() as tx:
             head = await _session(tx, workspace_id, session_id)
         return self.hub.subscribe(session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq)
 
     async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
         """One page of threads, oldest first. Raises NotFound."""
-        async with self.db.transaction() as tx:
+        async with self.db.reading() as tx:
             await _session(tx, workspace_id, session_id)
             statement = select(THREADS, func.clock_timestamp().label("at")).where(THREADS.c.session_id == session_id)
             if query.statuses:
@@ -98,21 +100,20 @@ class SessionEvents:
 
     async def thread(self, workspace_id: WorkspaceId, session_id: str, thread_id: str) -> Json:
         """One thread. Raises NotFound."""
-        async with self.db.transaction() as tx:
+        async with self.db.reading() as tx:
             await _session(tx, workspace_id, session_id)
-            row = (
-                await tx.execute(
-                    select(THREADS, func.clock_timestamp().label("at")).where(
-                        THREADS.c.session_id == session_id, THREADS.c.id == thread_id
-                    )
-                )
-            ).one_or_none()
+            row = None
+            if ids.has_prefix(thread_id, ids.THREAD):
+                statement = select(THREADS, func.clock_timestamp().label("at"))
+                statement = statement.where(THREADS.c.session_id == session_id, THREADS.c.id == thread_id)
+                row = (await tx.execute(statement)).one_or_none()
         if row is None:
             raise NotFound(f"Thread {thread_id[:100]} not found", error_code="thread_not_found")
         return thread_json(row, row.at)
 
 
 async def _session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
+    check_id(session_id)
     row = (
         await tx.execute(
             select(SESSIONS.c.primary_thread_id, SESSIONS.c.last_seq, SESSIONS.c.last_inbox_seq).where(

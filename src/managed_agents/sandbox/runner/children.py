@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from . import frames
 from .config import Config
 
+BEGIN_SECONDS_MAX = 10.0
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from {0} import zygote; zygote.main(int(sys.argv[2]), sys.argv[3])"
 
@@ -62,6 +63,19 @@ class Channel:
         if header.get("op") == "error":
             raise ChildFailed(str(header.get("code", "failed")), str(header.get("message", "")))
         return header, body
+
+    async def begun(self, seconds: float) -> bool:
+        """Wait for the fork's first frame. Raises: ChildFailed when there is no process for a fork."""
+        first = asyncio.ensure_future(self.receive())
+        try:
+            await asyncio.wait([first], timeout=seconds)
+            return first.done() and first.result()[0].get("op") == "begun"
+        except ChildFailed as error:
+            if error.code != "ended":
+                raise
+            return False
+        finally:
+            first.cancel()
 
     async def receive_message(self) -> tuple[frames.Header, bytes]:
         """Read a whole message, at most `MESSAGE_BYTES_MAX`."""
@@ -142,11 +156,30 @@ class Children:
         """Have a fork serve the request `header`. Leaving closes the socket, which ends a fork still at
         work.
         """
+        sock = await self._begin(header, retry=True)
+        with sock:
+            yield Channel(sock)
+
+    async def _begin(self, header: frames.Header, *, retry: bool) -> socket.socket:
+        """Return a socket on which a fork said that it begins.
+
+        A command of the same uid may kill or stop the process at any moment. What has not begun by then is
+        given to its successor; what has begun is not, or it might run twice.
+        """
         ours, theirs = socket.socketpair()
-        with ours:
+        try:
             with theirs:
                 ours.setblocking(False)
                 self._hand_over(theirs)
             channel = Channel(ours)
             await channel.send(header)
-            yield channel
+            if await channel.begun(min(float(header["seconds"]), BEGIN_SECONDS_MAX)):
+                return ours
+        except BaseException:
+            ours.close()
+            raise
+        ours.close()
+        self.stop()
+        if not retry:
+            raise ChildFailed("ended", "the process of the file tools does not answer")
+        return await self._begin(header, retry=False)

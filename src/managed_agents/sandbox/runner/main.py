@@ -43,7 +43,7 @@ async def serve(config: Config) -> None:
 
 def main() -> None:
     """Run with the configuration given as the last argument."""
-    os.umask(0o077)
+    os.umask(0o022)
     config = Config.from_json(sys.argv[-1])
     os.makedirs(config.state, mode=0o700, exist_ok=True)
     # Held until this process ends, so that others can tell whether it lives. Its children do not inherit it.

@@ -25,6 +25,7 @@ echo 500 2>/dev/null >/proc/self/oom_score_adj
 cd -- "$1" || cd /
 set --
 while IFS= builtin read -r -d '' -u "$__commands" __command; do
+  builtin printf B >&"$__status"
   builtin eval 'builtin eval "$__command"' \
     "</dev/null >&$__output 2>&1 $__commands<&- $__status>&- $__output>&-"
   builtin printf '%s\0' "$?" >&"$__status"
@@ -37,11 +38,15 @@ END_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its status, or what happened to the shell instead."""
+    """How a command ended: its status, or what happened to the shell instead.
+
+    `begun` is False when the shell was dead or dying before: the command did not run.
+    """
 
     status: int | None
     timed_out: bool = False
     shell_ended: bool = False
+    begun: bool = True
 
 
 class Shell:
@@ -54,6 +59,7 @@ class Shell:
         self._sink: Callable[[bytes], None] | None = None
         self._reading = False
         self._late = bytearray()
+        self._begun = False
 
     @property
     def running(self) -> bool:
@@ -143,7 +149,13 @@ class Shell:
         if not self.running:
             await self.close()
             await self.start()
-        assert self._process is not None
+        ended = await self._run(command, seconds, sink)
+        if not ended.begun:
+            await self.start()
+            ended = await self._run(command, seconds, sink)
+        return ended
+
+    async def _run(self, command: str, seconds: float, sink: Callable[[bytes], None]) -> Ended:
         if self._late:
             sink(bytes(self._late))
             self._late.clear()
@@ -161,6 +173,7 @@ class Shell:
 
     async def _evaluate(self, command: str, seconds: float) -> Ended:
         assert self._process is not None
+        self._begun = False
         exited = asyncio.ensure_future(self._process.wait())
         reported = asyncio.ensure_future(self._report(command.encode(errors="surrogateescape") + b"\0"))
         both = (reported, exited)
@@ -171,7 +184,8 @@ class Shell:
             if reported.done() or exited.done():
                 await exited
                 self._drain()
-                return Ended(exited.result(), shell_ended=True)
+                reported.cancel()
+                return Ended(exited.result(), shell_ended=True, begun=self._begun or self._said_begun())
             return Ended(None, timed_out=True)
         finally:
             for task in both:
@@ -213,8 +227,16 @@ class Shell:
                 await self._process.wait()
                 return None
             raw += chunk
-        digits = raw[:-1]
+            self._begun = self._begun or raw.startswith(b"B")
+        digits = raw[1:-1]
         return int(digits) if digits.isdigit() and len(digits) <= 3 else 255
+
+    def _said_begun(self) -> bool:
+        """Look at a report that came together with the shell's end."""
+        try:
+            return os.read(self._status, 64).startswith(b"B")
+        except BlockingIOError:
+            return False  # someone else still holds the other end
 
     async def close(self) -> None:
         """Kill the shell with its process group and forget it."""

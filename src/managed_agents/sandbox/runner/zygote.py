@@ -67,6 +67,8 @@ def _tool(sock: socket.socket, header: frames.Header, config: Config) -> None:
 
 def _serve(sock: socket.socket, config: Config) -> None:
     header, _ = frames.receive(sock)
+    # Before this the runner may give the request to another fork; after it, never.
+    sock.sendall(frames.encode({"op": "begun"}))
     signal.alarm(int(header.get("seconds", 60)) + 1)
     operation = str(header["op"])
     try:
