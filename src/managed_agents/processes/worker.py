@@ -52,7 +52,10 @@ async def run(settings: Settings) -> None:
     """
     assert settings.database_url is not None, "the command line checked it"
     database_url = settings.database_url.get_secret_value()
-    endpoint = resolve_endpoint(settings, os.environ)
+    try:
+        endpoint = resolve_endpoint(settings, os.environ)
+    except ValueError as error:
+        raise CannotStart(f"MANAGED_AGENTS_{error}") from None
     if endpoint is None:
         raise CannotStart(
             "which model? Set ANTHROPIC_API_KEY, or MANAGED_AGENTS_MODEL_BASE_URL. (`managed-agents up` starts a "
