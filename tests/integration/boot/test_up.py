@@ -104,7 +104,7 @@ def test_a_killed_worker_and_a_killed_postgres_start_again(data_dir: Path) -> No
 def _restarted(data_dir: Path, before: dict[str, int]) -> bool:
     try:
         now = pids(data_dir)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return False  # the new server has not written its pid yet
     return all(now[name] and now[name] != before[name] and alive(now[name]) for name in ("worker", "postgres"))
 
