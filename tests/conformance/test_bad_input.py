@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
 from tests.support.stack import Stack, message, refusal
 
 pytestmark = pytest.mark.anyio

@@ -91,9 +91,11 @@ def _resolved(value: object, location: tuple[int | str, ...], *, missing: bool, 
     part, rest = location[0], location[1:]
     if missing and not rest:
         return [part] if isinstance(value, Mapping) else None
-    fields = cast(Mapping[object, object], value) if isinstance(value, Mapping) else {}
-    if isinstance(value, list) and isinstance(part, int):
-        fields = {part: cast(list[object], value)[part]}
+    fields: Mapping[object, object] = {}
+    if isinstance(value, Mapping):
+        fields = cast(Mapping[object, object], value)
+    elif isinstance(value, list):
+        fields = dict(enumerate(cast(list[object], value)))
     if part in fields:
         below = _resolved(fields[part], rest, missing=missing, whole=whole)
         if below is not None:
