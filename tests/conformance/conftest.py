@@ -16,6 +16,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 async def server(anyio_backend: object, postgres_url: str, template: str) -> AsyncIterator[Stack]:
     async with stack(postgres_url, template) as running:
         yield running
+        await running.check_logs()
 
 
 @pytest.fixture

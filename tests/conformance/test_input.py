@@ -8,8 +8,14 @@ import pytest
 
 from managed_agents.core import limits
 from managed_agents.harness.loop import INTERRUPTED
+<<<<<<< HEAD
 from managed_agents.scripted_model import stall, text, tool_use
 from tests.support.stack import TOOLSET, Gate, Stack, Watch, eventually, message
+=======
+from managed_agents.scripted_model import fail, stall, text, tool_use
+from tests.support.stack import TOOLSET, Gate, Stack, Watch, message
+from tests.support.waiting import until
+>>>>>>> conf
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +80,7 @@ async def test_an_interrupt_ends_a_model_request(server: Stack) -> None:
     async with server.watching(session) as watch:
         await server.say(session, "go")
         await watch.until("span.model_request_start")
-        await eventually(lambda: bool(server.requests(session)))
+        await until(lambda: bool(server.requests(session)))
         sent = await interrupt(server, session)
         assert sent.data[0].processed_at is None
         idle = await watch.idle()
@@ -145,12 +151,48 @@ async def test_messages_behind_an_interrupt_start_a_new_turn(server: Stack) -> N
     session = await server.session([[stall(60), "never"], "new turn"])
     async with server.watching(session) as watch:
         await server.say(session, "go")
-        await eventually(lambda: bool(server.requests(session)))
+        await until(lambda: bool(server.requests(session)))
         await server.client.beta.sessions.events.send(session.id, events=[message("queued"), INTERRUPT])  # pyright: ignore
         assert (await server.client.beta.sessions.retrieve(session.id)).status == "running"
         await watch.idle(2)
     assert watch.types[4:] == [
         "span.model_request_end",
+        "user.interrupt",
+        *END,
+        "session.status_running",
+        "session.thread_status_running",
+        "user.message",
+        "span.model_request_start",
+        "agent.message",
+        "span.model_request_end",
+        *END,
+    ]
+    await same_as_history(server, session, watch)
+
+
+async def test_a_parked_session_takes_input(server: Stack) -> None:
+    """The model asks to wait: until then the session is neither archived nor deleted, messages queue, an interrupt ends it."""
+    session = await server.session([fail(429, retry_after=50), "recovered"])
+    path = f"/v1/sessions/{session.id}"
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await watch.until("session.thread_status_rescheduled")
+        assert (await server.client.beta.sessions.retrieve(session.id)).status == "rescheduling"
+        assert 'its status is "rescheduling"' in await server.refused("POST", f"{path}/archive")
+        assert "Cannot delete session" in await server.refused("DELETE", path)
+        sent = await server.say(session, "meanwhile")
+        assert sent.data[0].processed_at is None
+        assert (await server.client.beta.sessions.retrieve(session.id)).status == "rescheduling"
+        await interrupt(server, session)
+        # What was queued behind it starts a new turn at once.
+        idle = await watch.idle(2)
+    assert idle.stop_reason.type == "end_turn"
+    error = next(event for event in watch.logged if event.type == "session.error").error
+    assert (error.type, error.retry_status.type) == ("model_rate_limited_error", "retrying")
+    assert watch.types[5:] == [
+        "session.error",
+        "session.status_rescheduled",
+        "session.thread_status_rescheduled",
         "user.interrupt",
         *END,
         "session.status_running",

@@ -5,6 +5,7 @@ reached over real sockets, the API through the official SDK. One stack serves ma
 script is its own, so tests that share a stack do not see each other.
 """
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import anyio.lowlevel
 import httpx
 from anthropic import AsyncAnthropic
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from managed_agents import scripted_model
 from managed_agents.api.app import create_app
@@ -51,14 +53,23 @@ from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
 from managed_agents.sandbox.backend import SandboxBackend
+<<<<<<< HEAD
 from tests.support.sandboxes import nothing_known
+=======
+from tests.support.invariants import check_history, check_rows
+>>>>>>> conf
 from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
+from tests.support.waiting import until
 
 MODEL = "claude-opus-5"
 BETA = "managed-agents-2026-04-01"
 TOOLSET: list[dict[str, Any]] = [{"type": "agent_toolset_20260401"}]
 WAIT_SECONDS = 15.0
 SCRIPT = re.compile(r"script-[0-9a-f]{12}")
+
+_RESTING = text(
+    "SELECT id, owner IS NULL AND inbox_count = 0 AND handled_seq = input_seq AS rests FROM sessions WHERE deleted_at IS NULL"
+)
 
 Request = scripted_model.Request
 Reply = Any
@@ -89,6 +100,7 @@ class ScriptedReplies:
         return self._scripts[found[0]](request)
 
 
+<<<<<<< HEAD
 async def eventually(holds: Callable[[], bool]) -> None:
     """Wait until something that nobody announces is so."""
     with anyio.fail_after(WAIT_SECONDS):
@@ -96,6 +108,8 @@ async def eventually(holds: Callable[[], bool]) -> None:
             await anyio.sleep(0.01)
 
 
+=======
+>>>>>>> conf
 @dataclass
 class Gate:
     """A command that runs until the test lets it through: for what must happen while a tool is running."""
@@ -109,7 +123,7 @@ class Gate:
 
     async def started(self) -> None:
         """Wait until the command runs."""
-        await eventually(lambda: (self.directory / "started").exists())
+        await until((self.directory / "started").exists, seconds=WAIT_SECONDS)
 
     def open(self) -> None:
         """Let the command finish."""
@@ -230,12 +244,12 @@ class Stack:
 
     async def idle(self, session: Any) -> Any:
         """Poll until the session is idle; returns it."""
-        with anyio.fail_after(WAIT_SECONDS):
-            while True:
-                found = await self.client.beta.sessions.retrieve(session.id)
-                if found.status == "idle":
-                    return found
-                await anyio.sleep(0.01)
+
+        async def look() -> Any:
+            found = await self.client.beta.sessions.retrieve(session.id)
+            return found if found.status == "idle" else None
+
+        return await until(look, seconds=WAIT_SECONDS)
 
     def headers(self, *, without: str = "", **more: str) -> dict[str, str]:
         """What a complete raw request carries."""
@@ -262,6 +276,24 @@ class Stack:
     async def upload(self, content: bytes = b"hello", name: str = "data.txt") -> Any:
         """An uploaded file."""
         return await self.client.beta.files.upload(file=(name, content, "text/plain"))
+
+    async def check_logs(self) -> None:
+        """Check every log that the tests left behind against what holds for any log."""
+
+        async def resting() -> list[str] | None:
+            async with self.db.transaction() as tx:
+                rows = (await tx.execute(_RESTING)).all()
+            return [row.id for row in rows] if all(row.rests for row in rows) else None
+
+        for session_id in await until(resting, seconds=WAIT_SECONDS):
+            events = [json.loads(row) for row in await self._bodies(session_id)]
+            check_history(events, at_rest=False)
+            await check_rows(self.db, session_id, events)
+
+    async def _bodies(self, session_id: str) -> list[bytes]:
+        async with self.db.transaction() as tx:
+            rows = await tx.execute(text("SELECT body FROM events WHERE session_id = :id ORDER BY seq"), {"id": session_id})
+            return [row.body for row in rows]
 
     async def reconcile(self) -> None:
         """Let the reconcilers of a worker look once."""
