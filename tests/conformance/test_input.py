@@ -8,14 +8,9 @@ import pytest
 
 from managed_agents.core import limits
 from managed_agents.harness.loop import INTERRUPTED
-<<<<<<< HEAD
-from managed_agents.scripted_model import stall, text, tool_use
-from tests.support.stack import TOOLSET, Gate, Stack, Watch, eventually, message
-=======
 from managed_agents.scripted_model import fail, stall, text, tool_use
 from tests.support.stack import TOOLSET, Gate, Stack, Watch, message
 from tests.support.waiting import until
->>>>>>> conf
 
 pytestmark = pytest.mark.anyio
 

@@ -53,11 +53,8 @@ from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
 from managed_agents.sandbox.backend import SandboxBackend
-<<<<<<< HEAD
-from tests.support.sandboxes import nothing_known
-=======
 from tests.support.invariants import check_history, check_rows
->>>>>>> conf
+from tests.support.sandboxes import nothing_known
 from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
 from tests.support.waiting import until
 
@@ -100,16 +97,6 @@ class ScriptedReplies:
         return self._scripts[found[0]](request)
 
 
-<<<<<<< HEAD
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something that nobody announces is so."""
-    with anyio.fail_after(WAIT_SECONDS):
-        while not holds():  # a file, or a list that another thread of control fills
-            await anyio.sleep(0.01)
-
-
-=======
->>>>>>> conf
 @dataclass
 class Gate:
     """A command that runs until the test lets it through: for what must happen while a tool is running."""

@@ -94,13 +94,8 @@ def _resolved(value: object, location: tuple[int | str, ...], *, missing: bool, 
     fields: Mapping[object, object] = {}
     if isinstance(value, Mapping):
         fields = cast(Mapping[object, object], value)
-<<<<<<< HEAD
-    elif isinstance(value, list) and isinstance(part, int):
-        fields = {part: cast(list[object], value)[part]}
-=======
     elif isinstance(value, list):
         fields = dict(enumerate(cast(list[object], value)))
->>>>>>> conf
     if part in fields:
         below = _resolved(fields[part], rest, missing=missing, whole=whole)
         if below is not None:
