@@ -91,7 +91,7 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
     if interrupts := tuple(event for event in inbox if event.type == "user.interrupt"):
         # A period that was opened but has not taken anything up yet: what was sent before the interrupt is what it is
         # about, as it would be had we been faster. Behind a turn that has begun, messages wait for the next one.
-        fresh = turn.status == "running" and turn.rounds == 0
+        fresh = turn.status == "running" and not turn.begun
         taken = tuple(event for event in inbox if event in interrupts or (fresh and event.inbox_seq < interrupts[-1].inbox_seq))
         more = len(taken) < len(inbox)
         return Interrupt(taken, tuple(turn.pending.values()), ends_turn=turn.status != "idle", more=more)

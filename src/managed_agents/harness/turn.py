@@ -39,6 +39,8 @@ class Turn:
     stop_details: dict[str, Any] | None = None
     # A tool was called since the session was last idle: it may have left outputs.
     called_tools: bool = False
+    # The model was asked since the session was last idle, however that ended.
+    begun: bool = False
 
     def apply(self, event: StoredEvent) -> None:
         """Fold one event."""
@@ -58,6 +60,7 @@ class Turn:
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":
                 self.open_span = event.id
+                self.begun = True
                 self.rounds += 1
             case "span.model_request_end":
                 self._span_end(event)
@@ -73,6 +76,7 @@ class Turn:
 
     def _idle(self) -> None:
         self.status = "idle"
+        self.begun = False
         self.owes_reply = False
         self.rounds = 0
         self.failures = 0
