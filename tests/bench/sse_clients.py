@@ -9,6 +9,7 @@ last client has got its last frame. Newlines end frames and nothing else: JSON h
 import asyncio
 import sys
 import time
+from typing import cast
 
 import uvloop
 
@@ -27,8 +28,8 @@ class Client(asyncio.Protocol):
         self._last = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._request)
+        # uvloop has transports of its own kind
+        cast(asyncio.Transport, transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if not self._open:

@@ -103,23 +103,24 @@ async def _paced(bench: turns.Bench, writer: Writer) -> list[float]:
     session_id = await bench.session()
     thread_id = await writer.own(session_id)
     stream = await bench.stream(session_id)
-    delays: list[float] = []
-    reading = asyncio.ensure_future(_read(stream, writer, delays))
+    reading = asyncio.ensure_future(_read(stream))
     started = time.perf_counter()
     for burst in range(PACED_EVENTS // BURST):
         await asyncio.sleep(max(0.0, started + burst * BURST / PER_SECOND - time.perf_counter()))
         await writer.append(session_id, thread_id, BURST)
-    await asyncio.wait_for(reading, ROUND_SECONDS_MAX)
+    received = await asyncio.wait_for(reading, ROUND_SECONDS_MAX)
     stream.close()
-    return delays
+    # A poll or an earlier ring may deliver an event before its writer has heard of the commit.
+    return [max(0.0, at - writer.committed[event_id]) for event_id, at in received.items()]
 
 
-async def _read(stream: wire.Connection, writer: Writer, delays: list[float]) -> None:
-    while len(delays) < PACED_EVENTS:
+async def _read(stream: wire.Connection) -> dict[bytes, float]:
+    received: dict[bytes, float] = {}
+    while len(received) < PACED_EVENTS:
         frame = await stream.reader.readuntil(b"\n\n")
-        now = time.perf_counter()
         if b'"id":"' in frame:
-            delays.append(now - writer.committed[frame.split(b'"id":"')[1].split(b'"')[0]])
+            received[frame.split(b'"id":"')[1].split(b'"')[0]] = time.perf_counter()
+    return received
 
 
 async def _fanout(bench: turns.Bench, writer: Writer) -> float:

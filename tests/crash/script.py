@@ -11,7 +11,9 @@ NOTES = "notes"
 REPORT = "report.md"
 FOREVER_SECONDS = 600.0
 RUN = f"echo ran >> /workspace/{SIDE}; echo a report > /mnt/session/outputs/{REPORT}; echo finished"
-GATED = f"echo ran >> /workspace/{SIDE}; until [ -e /workspace/{GO} ]; do sleep 0.02; done; touch /workspace/{ENDED}; {RUN[RUN.index('; ') + 2 :]}"
+GATED = (
+    f"echo ran >> /workspace/{SIDE}; until [ -e /workspace/{GO} ]; do sleep 0.02; done; touch /workspace/{ENDED}; echo finished"
+)
 
 Script = Callable[[Request], Reply]
 
@@ -45,8 +47,3 @@ def stalling_once(reply: Script, *, in_round: int = 0, seconds: float = FOREVER_
         return reply(request)
 
     return stalled
-
-
-def saying(*words: str) -> Script:
-    """One answer a turn, in order; the last one for ever."""
-    return lambda request: words[min(request.turn, len(words)) - 1]

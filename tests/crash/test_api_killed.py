@@ -40,10 +40,14 @@ async def test_two_api_processes_show_the_same_stream(cluster: Cluster, client: 
     await cluster.api()
     cluster.worker()
     session_id = await make_session(client)
-    async with cluster.beside() as other, other.client() as other_client:
-        async with following(client, session_id) as here, following(other_client, session_id) as there:
-            await say(other_client, session_id, "work")
-            assert await here.idle() == await there.idle()
+    async with (
+        cluster.beside() as other,
+        other.client() as other_client,
+        following(client, session_id) as here,
+        following(other_client, session_id) as there,
+    ):
+        await say(other_client, session_id, "work")
+        assert await here.idle() == await there.idle()
     await finished(session_id)
 
 

@@ -78,8 +78,10 @@ async def test_a_worker_that_dies_at_any_fault_point_leaves_the_log_of_undisturb
     listed = await finished(session_id)
     assert seen == listed
     assert normalised(listed) == expected
-    (side,) = cluster.in_workspaces(script.SIDE)
-    assert side.read_text() == "ran\n"
+    # Of this session, and perhaps of the undisturbed one before it.
+    sides = [side.read_text() for side in cluster.in_workspaces(script.SIDE)]
+    assert sides
+    assert set(sides) == {"ran\n"}
 
 
 @pytest.mark.parametrize("point", API)

@@ -96,6 +96,7 @@ async def test_outputs_are_collected_though_the_worker_that_ran_the_command_died
     await finished(session_id)
 
     async def files() -> list[str]:
-        return [file.filename async for file in client.beta.files.list(scope_id=session_id)]
+        listed = client.beta.files.list(scope_id=session_id, betas=["managed-agents-2026-04-01"])
+        return [file.filename async for file in listed]
 
     assert await until(files) == [script.REPORT]

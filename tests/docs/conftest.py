@@ -1,8 +1,10 @@
 """A server as a reader of the README runs it: `managed-agents up`, embedded Postgres, scripted model."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +67,7 @@ def server() -> Iterator[Running]:
     finally:
         process.terminate()
         process.wait(STOP_SECONDS_MAX)
+        _end_sandboxes(directory / "data")
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -76,3 +79,10 @@ def _wait_ready(process: "subprocess.Popen[bytes]", state_path: Path, log_path: 
         assert process.poll() is None, log_path.read_text()
         assert time.monotonic() < deadline, log_path.read_text()
         time.sleep(LOOK_SECONDS)
+
+
+def _end_sandboxes(data_dir: Path) -> None:
+    """Sandboxes outlive their server on purpose; those of a test must not."""
+    for pid in data_dir.glob("sandboxes/*/pid"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)

@@ -9,7 +9,7 @@ from tests.docs.pages import ROOT
 _FORBIDDEN = re.compile(
     "|".join(
         (
-            r"(?<![\w.~-])/wo" r"rk(?![\w-])",
+            r"(?<![\w.~}-])/wo" r"rk(?![\w-])",
             r"shared" r"/(?:spec|style)",
             r"\bspec \d\d\b",
             r"py" r"pi\.org",

@@ -1,5 +1,6 @@
 """A whole server to be killed: api and worker processes over one database, local sandboxes, a model in the test's own loop."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from managed_agents.sandbox.local import LocalBackend
 from managed_agents.scripted_model import Reply, Request, Script, create_app
 from managed_agents.scripted_model.record import Recorder
 from tests.support.launcher import Launcher
+from tests.support.sandboxes import nothing_known
 from tests.support.server import listening
 from tests.support.waiting import until
 
@@ -41,9 +43,13 @@ END_SECONDS_MAX = 20.0
 class Model:
     """A scripted model whose script the test may change at any time."""
 
-    base_url: str
-    recorder: Recorder
     reply: Callable[[Request], Reply]
+    base_url: str = ""
+    recorder: Recorder = field(default_factory=Recorder)
+
+    def answer(self, request: Request) -> Reply:
+        """The script."""
+        return self.reply(request)
 
     async def requests(self, count: int) -> None:
         """Wait until so many requests came."""
@@ -53,11 +59,11 @@ class Model:
 @asynccontextmanager
 async def scripted_model(reply: Callable[[Request], Reply]) -> AsyncIterator[Model]:
     """Serve a scripted model in this event loop; `reply` is the script to begin with."""
-    holder: list[Model] = []
-    app = create_app(Script("test", lambda request: holder[0].reply(request)))
-    async with listening(app) as base_url:
-        holder.append(Model(base_url, app.state.model.recorder, reply))
-        yield holder[0]
+    made = Model(reply)
+    app = create_app(Script("test", made.answer))
+    made.recorder = app.state.model.recorder
+    async with listening(app) as made.base_url:
+        yield made
 
 
 @dataclass
@@ -194,9 +200,13 @@ class Cluster:
         if self.settings["MANAGED_AGENTS_SANDBOX"] == "docker":
             backend = DockerBackend(installation=installation_of(self.data_dir), data_dir=self.data_dir, run_dir=run_dir)
         else:
+            # Faster than the backend, which would be polite first. The runner's namespaces end with it.
+            for pid in self.data_dir.glob("sandboxes/*/pid"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid.read_text()), signal.SIGKILL)
             backend = LocalBackend(data_dir=self.data_dir, run_dir=run_dir)
         try:
-            await backend.collect_orphans(set())
+            await backend.collect_orphans(nothing_known)
         finally:
             await backend.aclose()
 
@@ -229,12 +239,10 @@ async def cluster(database_url: str, model: Model, launcher: Launcher, **setting
         await db.dispose()
     try:
         yield made
-    except BaseException:
-        print(made.logs(), file=sys.stderr)
-        raise
     finally:
         with anyio.CancelScope(shield=True):
             await made.end()
+        print(made.logs(), file=sys.stderr)  # shown when the test failed
         shutil.rmtree(data_dir)
 
 

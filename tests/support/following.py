@@ -14,6 +14,7 @@ import httpx2
 from anthropic import APIConnectionError, APIStatusError, AsyncAnthropic
 
 from tests.support.cluster import history
+from tests.support.waiting import until
 
 Event = dict[str, Any]
 RECONNECT_SECONDS = 0.05
@@ -79,8 +80,6 @@ async def following(client: AsyncAnthropic, session_id: str) -> AsyncIterator[Fo
     follower = Follower(client, session_id)
     async with anyio.create_task_group() as group:
         group.start_soon(follower.run)
-        with anyio.fail_after(30):
-            while not follower.connections:
-                await anyio.sleep(0.01)
+        await until(lambda: follower.connections)
         yield follower
         group.cancel_scope.cancel()

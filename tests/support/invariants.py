@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ def check_history(events: Sequence[Event], *, at_rest: bool = True) -> None:
     assert len(set(ids)) == len(ids), "an event stands twice in the history"
     times = [event["processed_at"] for event in events]
     assert all(times), "something still waits to be processed"
-    assert all(before < after for before, after in zip(times, times[1:], strict=False)), "processed_at strictly rises"
+    assert all(before < after for before, after in pairwise(times)), "processed_at strictly rises"
     _check_spans(events)
     _check_tools(events)
     _check_statuses(events)

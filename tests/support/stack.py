@@ -54,6 +54,7 @@ from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
 from managed_agents.sandbox.backend import SandboxBackend
 from tests.support.invariants import check_history, check_rows
+from tests.support.sandboxes import nothing_known
 from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
 from tests.support.waiting import until
 
@@ -425,7 +426,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(WAIT_SECONDS):
                 _kill_runners(directory)
-                await backend.collect_orphans(set())
+                await backend.collect_orphans(nothing_known)
                 await client.aclose()
                 await backend.aclose()
                 await worker_db.dispose()

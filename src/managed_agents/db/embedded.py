@@ -127,6 +127,8 @@ class EmbeddedPostgres:
             _lock(fd, fcntl.LOCK_SH, seconds, "the embedded Postgres to stop")
         finally:
             os.close(fd)
+        if (watchdog := _watchdogs.pop(self.directory, None)) is not None:
+            watchdog.wait(seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +205,7 @@ def answers(socket_directory: Path) -> bool:
     return True
 
 
-_watchdogs: "list[subprocess.Popen[bytes]]" = []
+_watchdogs: "dict[Path, subprocess.Popen[bytes]]" = {}
 
 
 def _ensure_running(directory: Path, sockets: Path, durable: bool, deadline: float, cancelled: Callable[[], bool]) -> None:
@@ -226,7 +228,7 @@ def _ensure_running(directory: Path, sockets: Path, durable: bool, deadline: flo
         else:
             if watchdog is not None:
                 # Ours to reap should it end before us; it outlives us otherwise.
-                _watchdogs.append(watchdog)
+                _watchdogs[directory] = watchdog
             return
         tail = _log_tail(directory)
         # Backends of a killed postmaster notice its death within moments; their shared memory protects the data.

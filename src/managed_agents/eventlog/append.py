@@ -11,6 +11,7 @@ rising within a session, whichever process writes.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import orjson
@@ -58,6 +59,7 @@ class Head:
     at: datetime
     archived: bool
     deleted: bool
+    epoch: int
     last_seq: int
     last_processed_at: datetime | None
     last_inbox_seq: int
@@ -67,9 +69,9 @@ class Head:
     due_at: datetime | None
     not_before: datetime | None
     crashes: int
-    epoch: int
     owner: str | None
     state: SessionState
+    loaded: tuple[Any, ...]
     threads: dict[str, ThreadState] = field(default_factory=dict[str, ThreadState])
     events: list[tuple[NewEvent, StoredEvent, datetime]] = field(default_factory=list[tuple[NewEvent, StoredEvent, datetime]])
     queued: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
@@ -128,16 +130,18 @@ class Head:
         return orjson.dumps({"type": "session.usage", "id": event_id, "usage": usage, "budget": None})
 
 
-# The order of the fields of `Head`, then of `_state()`: rows are unpacked by position, this is the hottest read there is.
+# The order of the fields of `Head`, then of its state: rows are unpacked by position, this is the hottest read there is. From
+# `last_inbox_seq` on it is the order of `_SESSION_COLUMNS` too, so that what has changed is seen in one comparison.
 _HEAD_COLUMNS = """
     s.id, s.workspace_id, s.primary_thread_id, s.agent->>'name', clock_timestamp(), s.archived_at IS NOT NULL,
-    s.deleted_at IS NOT NULL, s.last_seq, s.last_processed_at, s.last_inbox_seq, s.inbox_count, s.input_seq,
-    s.handled_seq, s.due_at, s.not_before, s.crashes, s.epoch, s.owner,
+    s.deleted_at IS NOT NULL, s.epoch, s.last_seq, s.last_processed_at, s.last_inbox_seq, s.inbox_count, s.input_seq,
+    s.handled_seq, s.due_at, s.not_before, s.crashes, s.owner,
     s.status, s.active_seconds, s.running_since, s.requests, s.threads_running, s.threads_active_seconds,
     s.threads_since, s.terminated_at, s.input_tokens, s.output_tokens, s.cache_read_input_tokens,
     s.cache_5m_input_tokens, s.cache_1h_input_tokens, s.web_searches, s.token_cost
 """
 _HEAD_FIELDS = 18
+_FOLLOWING = 10
 _LOCK_ONE = text(f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id FOR UPDATE OF s")
 _LOCK_ONE_SCOPED = text(
     f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id AND s.workspace_id = :workspace_id FOR UPDATE OF s"
@@ -189,8 +193,7 @@ def _head(row: Sequence[Any]) -> Head:
     state = SessionState(
         status, Active(active, since), Totals(*totals), requests, running, threads_active, threads_since, terminated_at
     )
-    fields: Any = row[:_HEAD_FIELDS]
-    return Head(*fields, state=state)
+    return Head(*row[:_HEAD_FIELDS], state, tuple(row[_FOLLOWING:]))  # pyright: ignore[reportCallIssue]  # a slice of known length
 
 
 async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> Head | None:
@@ -235,11 +238,15 @@ _TOTALS_COLUMNS = (
     ("web_searches", "bigint"),
     ("token_cost", "numeric"),
 )
-_SESSION_COLUMNS = (
+_MOVED_COLUMNS = (
     ("id", "text"),
     ("updated_at", "timestamptz"),
     ("last_seq", "bigint"),
     ("last_processed_at", "timestamptz"),
+)
+"""What every append changes; most change nothing else."""
+_SESSION_COLUMNS = (
+    *_MOVED_COLUMNS,
     ("last_inbox_seq", "bigint"),
     ("inbox_count", "int"),
     ("input_seq", "bigint"),
@@ -307,39 +314,30 @@ def _update(table: str, prefix: str, columns: _Columns) -> str:
     return f"UPDATE {table} t SET {assignments} FROM unnest({_unnest(prefix, columns)}) AS v({names}) WHERE t.id = v.id"
 
 
-_SESSIONS_SQL = _update("sessions", "s_", _SESSION_COLUMNS)
-_THREADS_SQL = _update("session_threads", "t_", _THREAD_COLUMNS)
-_EVENTS_SQL = _insert("events", "e_", _EVENT_COLUMNS)
-_INBOX_SQL = _insert("inbox", "i_", _INBOX_COLUMNS)
-_TAKE_SQL = (
-    "DELETE FROM inbox USING unnest(CAST(:d_session_id AS text[]), CAST(:d_id AS text[])) AS v(session_id, id) "
-    "WHERE inbox.session_id = v.session_id AND inbox.id = v.id"
-)
-
-
-def _statement(*, threads: bool, events: bool, inbox: bool, take: bool) -> TextClause:
-    """One round trip for everything staged: data-modifying CTEs, the session rows last."""
-    parts = [
-        f"{name} AS ({sql})"
-        for name, sql, wanted in (
-            ("w_threads", _THREADS_SQL, threads),
-            ("w_events", _EVENTS_SQL, events),
-            ("w_inbox", _INBOX_SQL, inbox),
-            ("w_taken", _TAKE_SQL + " RETURNING 1", take),
-        )
-        if wanted
-    ]
-    taken = "SELECT (SELECT count(*) FROM w_taken)" if take else "SELECT 0"
-    return text(f"WITH {', '.join([*parts, f'w_sessions AS ({_SESSIONS_SQL})'])} {taken}")
-
-
-_STATEMENTS = {
-    (t, e, i, d): _statement(threads=t, events=e, inbox=i, take=d)
-    for t in (False, True)
-    for e in (False, True)
-    for i in (False, True)
-    for d in (False, True)
+_SQL = {
+    "moved": _update("sessions", "m_", _MOVED_COLUMNS),
+    "sessions": _update("sessions", "s_", _SESSION_COLUMNS),
+    "threads": _update("session_threads", "t_", _THREAD_COLUMNS),
+    "events": _insert("events", "e_", _EVENT_COLUMNS),
+    "inbox": _insert("inbox", "i_", _INBOX_COLUMNS),
+    "taken": "DELETE FROM inbox USING unnest(CAST(:d_session_id AS text[]), CAST(:d_id AS text[])) AS v(session_id, id) "
+    "WHERE inbox.session_id = v.session_id AND inbox.id = v.id RETURNING 1",
 }
+_PREFIXES = {
+    "moved": ("m_", _MOVED_COLUMNS),
+    "sessions": ("s_", _SESSION_COLUMNS),
+    "threads": ("t_", _THREAD_COLUMNS),
+    "events": ("e_", _EVENT_COLUMNS),
+    "inbox": ("i_", _INBOX_COLUMNS),
+    "taken": ("d_", (("session_id", "text"), ("id", "text"))),
+}
+
+
+@cache
+def _statement(parts: tuple[str, ...]) -> TextClause:
+    """One round trip for everything staged: data-modifying CTEs. Returns how many inbox rows were taken up."""
+    writes = ", ".join(f"w_{part} AS ({_SQL[part]})" for part in parts)
+    return text(f"WITH {writes} SELECT {'(SELECT count(*) FROM w_taken)' if 'taken' in parts else '0'}")
 
 
 def _columns(prefix: str, columns: _Columns, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
@@ -422,23 +420,23 @@ async def write(tx: Tx, heads: Sequence[Head]) -> None:
         TakenAlready: an event to be taken up is no longer in the inbox; the transaction must be rolled back.
     """
     faults.reach(BEFORE_WRITE)
-    threads = [_thread_values(head, thread) for head in heads for thread in sorted(head.touched_threads)]
-    events = [_event_values(*staged) for head in heads for staged in head.events]
-    inbox = [
-        (row.session_id, row.inbox_seq, row.id, row.thread_id, row.type, row.payload) for head in heads for row in head.queued
-    ]
-    taken = [(head.id, event_id) for head in heads for event_id in head.taken]
-    parameters: dict[str, Any] = _columns("s_", _SESSION_COLUMNS, [_session_values(head) for head in heads])
-    if threads:
-        parameters |= _columns("t_", _THREAD_COLUMNS, threads)
-    if events:
-        parameters |= _columns("e_", _EVENT_COLUMNS, events)
-    if inbox:
-        parameters |= _columns("i_", _INBOX_COLUMNS, inbox)
-    if taken:
-        parameters |= _columns("d_", (("session_id", "text"), ("id", "text")), taken)
-    statement = _STATEMENTS[bool(threads), bool(events), bool(inbox), bool(taken)]
-    deleted: int = (await tx.execute(statement, parameters)).scalar_one()
-    if deleted != len(taken):
+    following = len(_MOVED_COLUMNS)
+    sessions = [(head, _session_values(head)) for head in heads]
+    staged: dict[str, list[tuple[Any, ...]]] = {
+        "moved": [values[:following] for head, values in sessions if values[following:] == head.loaded],
+        "sessions": [values for head, values in sessions if values[following:] != head.loaded],
+        "threads": [_thread_values(head, thread) for head in heads for thread in sorted(head.touched_threads)],
+        "events": [_event_values(*event) for head in heads for event in head.events],
+        "inbox": [
+            (row.session_id, row.inbox_seq, row.id, row.thread_id, row.type, row.payload) for head in heads for row in head.queued
+        ],
+        "taken": [(head.id, event_id) for head in heads for event_id in head.taken],
+    }
+    parts = tuple(part for part, rows in staged.items() if rows)
+    parameters: dict[str, Any] = {}
+    for part in parts:
+        parameters |= _columns(*_PREFIXES[part], staged[part])
+    deleted: int = (await tx.execute(_statement(parts), parameters)).scalar_one()
+    if deleted != len(staged["taken"]):
         raise TakenAlready
     faults.reach(BEFORE_COMMIT)

@@ -121,8 +121,8 @@ class Appender:
     async def append(self, group: Append) -> list[StoredEvent]:
         """Append `group` and wait for its commit.
 
-        The wait is bounded by the writers' own deadlines: every group they take is answered within them. Cancellation
-        leaves the group to be written or not; its events are not known to have happened.
+        The wait is bounded by the writers' own deadlines: every group they take is answered within them. Cancellation leaves
+        the group to be written or not; its events are not known to have happened.
 
         Raises:
             LeaseLost, NewInput, SessionGone, TakenAlready: nothing was written.

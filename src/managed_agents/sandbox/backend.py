@@ -6,7 +6,7 @@ two calls, and the next one attaches. Invariant: a tool use id runs at most once
 generation.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -118,6 +118,10 @@ class Labelled:
     running: bool
 
 
+Known = Callable[[], Awaitable[set[SandboxKey]]]
+"""Says which sandboxes may exist."""
+
+
 class Sandbox(Protocol):
     """A handle on one sandbox. Any method raises `SandboxGone` when the sandbox is really dead, and only
     then: a lost connection to a living runner is made again inside.
@@ -220,8 +224,12 @@ class SandboxBackend(Protocol):
         """Return every sandbox of this installation on this host."""
         ...
 
-    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
-        """Destroy every sandbox, mount, disk and socket of this installation not in `known`; return which."""
+    async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
+        """Destroy every sandbox, mount, disk and socket of this installation that is not known; return which.
+
+        `known` is asked after looking at what there is: a sandbox is recorded before it is made, so one that is being
+        made meanwhile is never taken for an orphan.
+        """
         ...
 
     async def aclose(self) -> None:

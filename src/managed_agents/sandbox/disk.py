@@ -15,7 +15,7 @@ import anyio
 from managed_agents.sandbox.backend import SandboxError
 
 COMMAND_SECONDS = 60.0
-MOUNT_OPTIONS = "loop,nosuid,nodev,noatime,noinit_itable"
+MOUNT_OPTIONS = "loop,nosuid,nodev,noatime,noinit_itable,discard"
 
 
 def supported() -> bool:

@@ -25,6 +25,7 @@ from aiodocker.containers import DockerContainer
 from managed_agents.sandbox import disk, layout, seccomp
 from managed_agents.sandbox.backend import (
     Capability,
+    Known,
     Labelled,
     SandboxError,
     SandboxGone,
@@ -328,13 +329,13 @@ class DockerBackend:
                     if error.status != 404:
                         raise
 
-    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
+    async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
         found = {(labelled.id, labelled.generation) for labelled in await self.list()}
         # Directories whose container is gone, or was never made.
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - known)
+        orphans = sorted(found - await known())
         for id, generation in orphans:  # noqa: A001
             await self.remove(id, generation)
         return orphans

@@ -25,6 +25,7 @@ import anyio.to_thread
 from managed_agents.sandbox import layout
 from managed_agents.sandbox.backend import (
     Capability,
+    Known,
     Labelled,
     SandboxError,
     SandboxGone,
@@ -241,12 +242,12 @@ class LocalBackend:
             if path.exists():
                 await anyio.to_thread.run_sync(shutil.rmtree, path)
 
-    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
+    async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
         found: set[tuple[str, int]] = set()
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - known)
+        orphans = sorted(found - await known())
         for orphan in orphans:
             await self.remove(self._places(*orphan))
         return orphans

@@ -102,8 +102,11 @@ def test_a_killed_worker_and_a_killed_postgres_start_again(data_dir: Path) -> No
 
 
 def _restarted(data_dir: Path, before: dict[str, int]) -> bool:
-    now = pids(data_dir)
-    return all(now[name] is not None and now[name] != before[name] and alive(now[name]) for name in ("worker", "postgres"))
+    try:
+        now = pids(data_dir)
+    except (FileNotFoundError, ValueError):
+        return False  # the new server has not written its pid yet
+    return all(now[name] and now[name] != before[name] and alive(now[name]) for name in ("worker", "postgres"))
 
 
 def _answers(base_url: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from managed_agents.sandbox.backend import Outcome, Sandbox
 from tests.integration.sandbox.contract import Bench, new_call
+from tests.support.sandboxes import nothing_known
 
 KINDS = ("docker", "docker-volume", "local", "local-mapped")
 
@@ -26,7 +27,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     directory.chmod(0o755)
     bench = Bench(request.param, directory, directory.name)
     yield bench
-    await bench.backend().collect_orphans(set())
+    await bench.backend().collect_orphans(nothing_known)
     left = bench.traces()
     for backend in bench.backends:
         await backend.aclose()

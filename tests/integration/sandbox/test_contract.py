@@ -19,6 +19,7 @@ from managed_agents.sandbox.backend import (
     SandboxBusy,
     SandboxError,
     SandboxGone,
+    SandboxKey,
     StaleEpoch,
 )
 from managed_agents.sandbox.runner.journal import INTERRUPTED
@@ -160,9 +161,11 @@ async def test_attach_takes_the_highest_generation(bench: Bench, sandbox: Sandbo
     attached = await bench.backend().attach(sandbox.id)
     assert attached.generation == 2
     await attached.aclose()
-    assert await bench.backend().collect_orphans(
-        {(found.id, found.generation) for found in await bench.backend().list()} - {(sandbox.id, 2)}
-    ) == [(sandbox.id, 2)]
+
+    async def all_but_the_second() -> set[SandboxKey]:
+        return {(found.id, found.generation) for found in await bench.backend().list()} - {(sandbox.id, 2)}
+
+    assert await bench.backend().collect_orphans(all_but_the_second) == [(sandbox.id, 2)]
     await second.aclose()
 
 

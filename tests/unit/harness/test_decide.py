@@ -123,6 +123,15 @@ def test_an_interrupt_closes_pending_calls_and_ends_the_turn() -> None:
     assert step.ends_turn
 
 
+def test_an_interrupt_of_a_period_that_has_not_begun_ends_what_was_sent_before_it() -> None:
+    before, interrupt, after = MESSAGE, queued("user.interrupt", "i", inbox_seq=2), queued("user.message", "n", inbox_seq=3)
+    step = step_after(ev.running(THREAD, "a"), [before, interrupt, after])
+    assert step == Interrupt((before, interrupt), (), ends_turn=True, more=True)
+    assert step_after(ev.running(THREAD, "a"), [before, interrupt]) == Interrupt(
+        (before, interrupt), (), ends_turn=True, more=False
+    )
+
+
 def test_an_interrupt_of_an_idle_session_ends_nothing() -> None:
     assert step_after([], [INTERRUPT]) == Interrupt((INTERRUPT,), (), ends_turn=False, more=False)
 

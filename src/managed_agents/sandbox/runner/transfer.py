@@ -66,6 +66,7 @@ def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
             except FileNotFoundError:
                 os.mkdir(part, 0o755, dir_fd=directory)
                 below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
+                os.fchmod(below, 0o755)  # our umask closed it to the commands, who are to read what is in it
             os.close(directory)
             directory = below
             found = os.fstat(directory)
