@@ -16,7 +16,14 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 async def server(anyio_backend: object, postgres_url: str, template: str) -> AsyncIterator[Stack]:
     async with stack(postgres_url, template) as running:
         yield running
-        await running.check_logs()
+        wrong: Exception | None = None
+        try:
+            await running.check_logs()
+        except (AssertionError, TimeoutError) as error:
+            wrong = error
+    # Only now: an error thrown into the running server would keep it from stopping in order.
+    if wrong is not None:
+        raise wrong
 
 
 @pytest.fixture

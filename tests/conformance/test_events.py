@@ -119,12 +119,15 @@ async def test_a_cursor_keeps_its_order(server: Stack) -> None:
     assert said == "page token order does not match request"
 
 
-async def test_a_page_is_bounded_in_bytes(server: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bytes_max", [1, 400, 1000])
+async def test_a_page_is_bounded_in_bytes(server: Stack, monkeypatch: pytest.MonkeyPatch, bytes_max: int) -> None:
     session, everything = await three_turns(server)
-    monkeypatch.setattr(limits, "EVENTS_PAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(limits, "EVENTS_PAGE_BYTES_MAX", bytes_max)
     page = (await server.raw("GET", path_of(session))).json()
     assert 1 <= len(page["data"]) < 10
-    assert [e.id for e in await server.history(session)] == [e.id for e in everything]
+    assert page["next_page"] is not None
+    for order, expected in (("asc", everything), ("desc", everything[::-1])):
+        assert [e.id for e in await server.history(session, order=order)] == [e.id for e in expected]
 
 
 async def test_silence_is_broken_by_pings(server: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

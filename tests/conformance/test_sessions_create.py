@@ -3,6 +3,7 @@
 from typing import Any
 
 import anthropic
+import anyio
 import pytest
 
 from managed_agents.scripted_model import tool_use
@@ -255,6 +256,28 @@ async def test_bad_mount_paths(server: Stack, paths: list[str], said: str) -> No
     assert await count(server, agent) == 0
     # Not a single copy was left behind.
     assert (await server.client.beta.files.retrieve_metadata(file.id)).size_bytes == 5
+
+
+async def test_an_environment_deleted_meanwhile(server: Stack) -> None:
+    """Whoever comes first: the session exists with its environment, or neither does."""
+    agent = await server.agent()
+    for number in range(15):
+        environment = await server.client.beta.environments.create(name="contended", config={"type": "cloud"})
+        statuses: list[int] = []
+
+        async def create(environment_id: str, seen: list[int]) -> None:
+            answer = await server.raw("POST", PATH, json={"agent": agent.id, "environment_id": environment_id})
+            seen.append(answer.status_code)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(create, environment.id, statuses)
+            if number % 2:
+                await anyio.sleep(0.002 * number)
+            deleted = await server.raw("DELETE", f"/v1/environments/{environment.id}")
+        assert set(statuses) <= {200, 404}
+        assert deleted.status_code == (409 if 200 in statuses else 200)
+        await server.raw("POST", f"/v1/environments/{environment.id}/archive")
 
 
 async def test_no_initial_events_is_the_same_as_an_empty_list(server: Stack) -> None:

@@ -267,12 +267,16 @@ class Stack:
     async def check_logs(self) -> None:
         """Check every log that the tests left behind against what holds for any log."""
 
-        async def resting() -> list[str] | None:
+        session_ids: list[str] = []
+
+        async def resting() -> bool:
             async with self.db.transaction() as tx:
                 rows = (await tx.execute(_RESTING)).all()
-            return [row.id for row in rows] if all(row.rests for row in rows) else None
+            session_ids[:] = [row.id for row in rows]
+            return all(row.rests for row in rows)
 
-        for session_id in await until(resting, seconds=WAIT_SECONDS):
+        await until(resting, seconds=WAIT_SECONDS)
+        for session_id in session_ids:
             events = [json.loads(row) for row in await self._bodies(session_id)]
             check_history(events, at_rest=False)
             await check_rows(self.db, session_id, events)
