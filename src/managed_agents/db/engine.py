@@ -99,10 +99,11 @@ class Database:
             raise ConnectionError(f"the database connection broke: {error}") from error
 
     @asynccontextmanager
-    async def reading(self) -> AsyncGenerator[Tx]:
-        """Connection for reads without a transaction around them, which saves two of a read's three round trips.
+    async def autocommit(self) -> AsyncGenerator[Tx]:
+        """A connection on which each statement is its own transaction: for reads, and for a write that is one statement.
 
-        Each statement sees what was committed when it began, as it would inside a transaction (READ COMMITTED).
+        It saves two of three round trips. A read sees what was committed when it began, as it would inside a transaction
+        (READ COMMITTED).
         """
         async with self._autocommit.connect() as connection:
             yield Tx(connection)

@@ -159,9 +159,14 @@ class Hub:
         channels = {sid: channel for sid in session_ids if (channel := self._channels.get(sid)) is not None}
         if not channels:
             return
+<<<<<<< HEAD
         async with self._db.reading() as tx:
             heads = (await tx.execute(_HEADS, {"ids": list(channels)})).all()
             for head in heads:
+=======
+        async with self._db.autocommit() as tx:
+            for head in await tx.execute(_HEADS, {"ids": list(channels)}):
+>>>>>>> bench
                 channel = channels[head.id]
                 if head.last_inbox_seq > channel.inbox_tail:
                     channel.add_copies(await read.inbox_after(tx, head.id, channel.inbox_tail))
@@ -234,7 +239,7 @@ class Hub:
             return [channel.entries[index] for index in range(first, len(channel.entries))]
         # A slow reader, or one whose cursor is older than the channel: the table has everything.
         with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
-            async with self._db.reading() as tx:
+            async with self._db.autocommit() as tx:
                 rows = await read.public_after(tx, channel.session_id, cursor, limit=READ_ROWS)
         return [_Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body)) for row in rows]
 

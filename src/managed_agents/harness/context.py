@@ -34,7 +34,7 @@ class Context:
 
     async def load(self, db: Database) -> None:
         """Read what is in the log past the cursor, and the inbox."""
-        async with db.reading() as tx:
+        async with db.autocommit() as tx:
             await self._read_on(tx)
             self.inbox = await read.inbox_after(tx, self.session_id)
 
@@ -46,7 +46,7 @@ class Context:
         if events and events[0].seq == self.turn.seq + 1 and events[-1].seq == self.turn.seq + len(events):
             self.extend(events)
         elif events:
-            async with db.reading() as tx:
+            async with db.autocommit() as tx:
                 await self._read_on(tx)
 
     async def refresh(self, db: Database) -> None:
@@ -55,7 +55,7 @@ class Context:
         Raises:
             SessionGone: the session was deleted.
         """
-        async with db.reading() as tx:
+        async with db.autocommit() as tx:
             found = await lease.current_input(tx, self.session_id)
             if found is None:
                 raise SessionGone

@@ -77,7 +77,7 @@ class SessionHands:
     async def uploads(self) -> list[Upload]:
         """Files mounted into the session."""
         if self._uploads is None:
-            async with self._hands.db.reading() as tx:
+            async with self._hands.db.autocommit() as tx:
                 self._uploads = await bindings.uploads(tx, self._session_id)
         return self._uploads
 

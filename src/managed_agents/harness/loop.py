@@ -292,7 +292,7 @@ class SessionRunner:
         while True:
             await self._input_changed.wait()
             self._input_changed = anyio.Event()
-            async with self._parts.db.reading() as tx:
+            async with self._parts.db.autocommit() as tx:
                 if (await tx.execute(_HAS_INTERRUPT, {"session_id": self.claim.session_id})).scalar_one():
                     return
 

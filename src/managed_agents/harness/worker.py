@@ -102,7 +102,7 @@ class Worker:
         self._wake = anyio.Event()
         while (free := min(CLAIM_BATCH, self._turns_max - len(self._running))) > 0:
             async with self._ledger:
-                async with self._db.transaction() as tx:
+                async with self._db.autocommit() as tx:
                     claims = await lease.claim(tx, worker_id, limit=free)
                 if claims:
                     faults.reach(CLAIMED)
@@ -114,7 +114,7 @@ class Worker:
                 return
 
     async def _free_dead(self) -> None:
-        async with self._db.transaction() as tx:
+        async with self._db.autocommit() as tx:
             freed = await lease.free_dead(tx, ttl_seconds=self._ttl_seconds)
         if freed:
             logger.warning("a worker died; %d of its sessions are free", len(freed))
@@ -123,7 +123,7 @@ class Worker:
     async def _watch_owned(self, worker_id: str) -> None:
         async with self._ledger:
             before = dict(self._running)
-            async with self._db.transaction() as tx:
+            async with self._db.autocommit() as tx:
                 owned = await lease.owned_input(tx, worker_id)
                 for session_id, (_, epoch) in owned.items():
                     if session_id not in before:

@@ -58,7 +58,7 @@ class SessionEvents:
             if order != query.order:
                 raise InvalidRequest("page token order does not match request")
             cursor = read.HistoryCursor(query.order, None if seq < 0 else seq, None if inbox_seq < 0 else inbox_seq)
-        async with self.db.reading() as tx:
+        async with self.db.autocommit() as tx:
             head = await _session(tx, workspace_id, session_id)
             wanted = read.HistoryFilter(
                 head.primary_thread_id,
@@ -76,13 +76,13 @@ class SessionEvents:
 
     async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncGenerator[bytes, None]:
         """Open a stream of what is appended from now on. Raises NotFound before anything is sent."""
-        async with self.db.reading() as tx:
+        async with self.db.autocommit() as tx:
             head = await _session(tx, workspace_id, session_id)
         return self.hub.subscribe(session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq)
 
     async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
         """One page of threads, oldest first. Raises NotFound."""
-        async with self.db.reading() as tx:
+        async with self.db.autocommit() as tx:
             await _session(tx, workspace_id, session_id)
             statement = select(THREADS, func.clock_timestamp().label("at")).where(THREADS.c.session_id == session_id)
             if query.statuses:
@@ -100,7 +100,7 @@ class SessionEvents:
 
     async def thread(self, workspace_id: WorkspaceId, session_id: str, thread_id: str) -> Json:
         """One thread. Raises NotFound."""
-        async with self.db.reading() as tx:
+        async with self.db.autocommit() as tx:
             await _session(tx, workspace_id, session_id)
             row = None
             if ids.has_prefix(thread_id, ids.THREAD):

@@ -99,7 +99,7 @@ class Sessions:
 
     async def retrieve(self, workspace_id: WorkspaceId, session_id: str) -> Json:
         """Return the session. Raises NotFound."""
-        async with self.db.reading() as tx:
+        async with self.db.autocommit() as tx:
             return await _read(tx, workspace_id, session_id)
 
     async def update(self, workspace_id: WorkspaceId, session_id: str, body: UpdateSession) -> Json:
@@ -180,7 +180,7 @@ class Sessions:
 
     async def page(self, workspace_id: WorkspaceId, query: ListSessions) -> Json:
         """One page, with cursors in both directions."""
-        async with self.db.reading() as tx:
+        async with self.db.autocommit() as tx:
             return await _page(tx, workspace_id, query)
 
 
