@@ -28,7 +28,8 @@ def _bounded(body: str, key: str, source: str, order: str) -> str:
     return f"""
         SELECT body, key FROM (
             SELECT body, key, sum(size) OVER win - size - lag(size, 1, 0) OVER win AS before FROM (
-                SELECT {body} AS body, {key} AS key, octet_length({body}) AS size FROM {source} ORDER BY {key} {order} LIMIT :limit
+                SELECT {body} AS body, {key} AS key, octet_length({body}) AS size FROM {source}
+                ORDER BY {key} {order} LIMIT :limit
             ) AS found WINDOW win AS (ORDER BY key {order})
         ) AS measured WHERE before <= :bytes ORDER BY key {order}
     """

@@ -159,14 +159,9 @@ class Hub:
         channels = {sid: channel for sid in session_ids if (channel := self._channels.get(sid)) is not None}
         if not channels:
             return
-<<<<<<< HEAD
-        async with self._db.reading() as tx:
+        async with self._db.autocommit() as tx:
             heads = (await tx.execute(_HEADS, {"ids": list(channels)})).all()
             for head in heads:
-=======
-        async with self._db.autocommit() as tx:
-            for head in await tx.execute(_HEADS, {"ids": list(channels)}):
->>>>>>> bench
                 channel = channels[head.id]
                 if head.last_inbox_seq > channel.inbox_tail:
                     channel.add_copies(await read.inbox_after(tx, head.id, channel.inbox_tail))
