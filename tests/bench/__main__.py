@@ -23,12 +23,12 @@ from tests.bench.figures import Figure
 from tests.bench.stack import Stack, running
 
 SECTIONS: dict[str, Callable[[Stack], Awaitable[list[Figure]]]] = {
+    "rest": rest.measure,  # first: a server at rest has done nothing yet
     "requests": requests.measure,
     "turns": turns.measure,
     "log": log.measure,
     "stream": stream.measure,
     "tools": tools.measure,
-    "rest": rest.measure,
 }
 LATEST = Path(".bench/latest.json")
 SECTION_SECONDS_MAX = 150.0

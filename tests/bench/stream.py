@@ -27,7 +27,6 @@ BURST = 10
 PACED_EVENTS = 2000
 CLIENTS = 500
 FANOUT_EVENTS = 400
-FANOUT_PER_APPEND = 20
 WORKER = "wrk_bench"
 BODY = {"content": [{"type": "text", "text": "x" * 400}]}
 ROUND_SECONDS_MAX = 60.0
@@ -137,8 +136,8 @@ async def _fanout(bench: turns.Bench, writer: Writer) -> float:
         async with asyncio.timeout(ROUND_SECONDS_MAX):
             assert await clients.stdout.readline() == b"ready\n"
             started = time.perf_counter()
-            for _ in range(FANOUT_EVENTS // FANOUT_PER_APPEND):
-                await writer.append(session_id, thread_id, FANOUT_PER_APPEND)
+            for _ in range(FANOUT_EVENTS):  # one a commit, so that little can be sent together
+                await writer.append(session_id, thread_id, 1)
             return CLIENTS * FANOUT_EVENTS / (float(await clients.stdout.readline()) - started)
     finally:
         if clients.returncode is None:
