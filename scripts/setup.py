@@ -37,7 +37,11 @@ def run(command: Sequence[str | Path], **environment: str) -> None:
     say("$ " + shlex.join(str(part) for part in command))
     try:
         done = subprocess.run(
-            [str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
+            [str(part) for part in command],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     except FileNotFoundError as error:
         raise SetupFailed(f"{command[0]} is not installed") from error
@@ -76,7 +80,7 @@ def _has_pip() -> bool:
     """Tell whether `.venv` is usable by this Python: right version, with pip."""
     probe = f"import sys, pip; sys.exit(sys.version_info[:2] != {sys.version_info[:2]!r})"
     try:
-        return subprocess.run([PYTHON, "-c", probe], capture_output=True).returncode == 0
+        return subprocess.run([PYTHON, "-c", probe], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 
@@ -175,9 +179,7 @@ def _install_and_start_engine() -> None:
     command = ["dockerd", *(["--data-root", data_root] if data_root else [])]
     say(f"engine: starting {shlex.join(command)} (log: {ENGINE_LOG})")
     with ENGINE_LOG.open("ab") as log:
-        daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
-        )
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
     _wait_for_engine(daemon)
 
 

@@ -11,6 +11,7 @@ from managed_agents.sandbox.backend import Call, Limits, Sandbox, SandboxSpec
 from managed_agents.sandbox.docker import DockerBackend
 from tests.bench.figures import Figure, best, ms
 from tests.bench.stack import Stack
+from tests.support.sandboxes import nothing_known
 
 ROUNDS = 3
 CALLS = 60
@@ -31,7 +32,7 @@ async def measure(_stack: Stack) -> list[Figure]:
             rounds = [(await _calls(sandbox, CALLS), _spawns(CALLS)) for _ in range(ROUNDS)]
             await sandbox.destroy()
         finally:
-            await backend.collect_orphans(set())
+            await backend.collect_orphans(nothing_known)
             await backend.aclose()
     ours, spawn = best([one for one, _ in rounds]), best([one for _, one in rounds])
     return [

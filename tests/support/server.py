@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import httpx2
 import uvicorn
 from anthropic import AsyncAnthropic
 from pydantic import SecretStr
@@ -66,5 +67,6 @@ def sdk(base_url: str, caller: Caller, **options: Any) -> AsyncAnthropic:
         max_retries=0,
         timeout=30.0,
         _strict_response_validation=True,
+        http_client=httpx2.AsyncClient(timeout=30.0, trust_env=False, verify=False),  # plain HTTP: no CA bundle to load
         **options,
     )

@@ -33,6 +33,7 @@ AUDIT_SECONDS_MAX = 900.0
 OUTPUT_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 40.0
 QUIET_SECONDS_MAX = 60.0  # the server beats every ten: a stream silent for longer is dead
+BROKEN_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.1
 BETA = "managed-agents-2026-04-01"
 
@@ -61,6 +62,8 @@ class Server:
     base_url: str
     api_key: str
     data_dir: Path | None
+    why_gone: Callable[[], str | None] = lambda: None
+    """Why the server does not run any more; None while it does, or when it is not ours."""
 
 
 @click.command(
@@ -124,7 +127,12 @@ def own_server(console: Console, data_dir: str | None) -> Generator[Server]:
     try:
         state = _wait_ready(process, place, log_path)
         key = os.environ.get(variable("api_key")) or (place / "api_key").read_text().strip()
-        yield Server(state["base_url"], key, place)
+
+        def why_gone() -> str | None:
+            status = process.poll()
+            return None if status is None else f"the server ended (status {status}):\n{_tail(log_path)}"
+
+        yield Server(state["base_url"], key, place, why_gone)
     finally:
         process.terminate()
         try:
@@ -143,8 +151,11 @@ def _wait_ready(process: "subprocess.Popen[bytes]", place: Path, log_path: Path)
         if process.poll() is not None:
             break
         time.sleep(POLL_SECONDS)
-    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
-    raise DemoFailed(f"the server did not start:\n{tail}")
+    raise DemoFailed(f"the server did not start:\n{_tail(log_path)}")
+
+
+def _tail(log_path: Path) -> str:
+    return "\n".join(line[:400] for line in log_path.read_text(errors="replace").splitlines()[-15:])
 
 
 def up_state(place: Path) -> dict[str, Any] | None:
@@ -204,7 +215,7 @@ def audit(server: Server, console: Console, *, model: str, crash: bool) -> None:
         return kill_worker(place)
 
     trace = Trace(console, kill=kill if crash else None)
-    follow(client, session.id, trace)
+    follow(client, server, session.id, trace)
     if trace.failure is not None:
         raise DemoFailed(trace.failure)
     if crash and not trace.killed:
@@ -214,10 +225,11 @@ def audit(server: Server, console: Console, *, model: str, crash: bool) -> None:
     show_log(client, server, session.id, console, trace)
 
 
-def follow(client: Anthropic, session_id: str, trace: Trace) -> None:
+def follow(client: Anthropic, server: Server, session_id: str, trace: Trace) -> None:
     """Send the task and show events until the session rests; a broken stream is opened again, without gaps."""
     deadline = time.monotonic() + AUDIT_SECONDS_MAX
     sent = False
+    broken_since: float | None = None
     while not trace.resting:
         if time.monotonic() > deadline:
             raise DemoFailed(f"the audit did not end within {AUDIT_SECONDS_MAX:.0f} s")
@@ -233,12 +245,19 @@ def follow(client: Anthropic, session_id: str, trace: Trace) -> None:
                 for event in client.beta.sessions.events.list(session_id, limit=1000):
                     trace.show(event)
                 for event in stream:
+                    broken_since = None
                     trace.show(event)
                     if trace.resting or time.monotonic() > deadline:
                         break
         except (APIError, OSError) as error:
-            trace.note(f"the stream broke ({type(error).__name__}); opening it again")
-            time.sleep(POLL_SECONDS)
+            if (reason := server.why_gone()) is not None:
+                raise DemoFailed(reason) from None
+            if broken_since is None:
+                broken_since = time.monotonic()
+                trace.note(f"the stream broke ({type(error).__name__}); opening it again")
+            if time.monotonic() - broken_since > BROKEN_SECONDS_MAX:
+                raise DemoFailed(f"the server could not be reached any more: {error}") from None
+        time.sleep(POLL_SECONDS)
 
 
 def show_report(client: Anthropic, session_id: str, console: Console) -> None:

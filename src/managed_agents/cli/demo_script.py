@@ -52,6 +52,8 @@ def reply(request: Request) -> list[Part]:
             ]
         case 1 | 2:
             return [text(f"I could not set the project up:\n\n{done[-1].text}\n\nThe audit stops here.")]
+        case _:
+            pass
     outdated, before = updates(done[2]), verdict(done[3])
     if not outdated or before is None or before["failed"]:
         return finish_early(done, outdated, before)
@@ -101,7 +103,7 @@ def finish_early(done: list[ToolResult], outdated: list[dict[str, str]], before:
 def updates(result: ToolResult) -> list[dict[str, str]]:
     """What pip found outdated, pip's own tools left aside."""
     found = re.search(r"\[.*\]", result.text, re.DOTALL)
-    listed = json.loads(found.group()) if found and not result.is_error else []
+    listed: list[dict[str, str]] = json.loads(found.group()) if found and not result.is_error else []
     return [each for each in listed if each["name"] not in {"pip", "setuptools", "wheel"}]
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 OUTPUT_LINES_MAX = 14
 LINE_CHARS_MAX = 150
 KILL_AT_CALL = 2  # the first call is over before anybody could look
+KILL_AFTER_SECONDS = 0.5  # the call is in the log before it runs: give it time to start
 
 
 class Trace:
@@ -22,6 +23,7 @@ class Trace:
         self.logged: list[str] = []
         self._console = console
         self._kill = kill
+        self._taken_over = False
         self._started = time.monotonic()
         self._calls: dict[str, tuple[Any, int]] = {}
         self._shown: set[str] = set()
@@ -76,12 +78,13 @@ class Trace:
         self._calls[event.id] = (event.processed_at, len(self._calls) + 1)
         told = event.input.get("command") or event.input.get("file_path") or event.input.get("pattern") or ""
         self._line(event.name, str(told), "magenta")
-        if self._kill is not None and not self.killed and len(self._calls) >= KILL_AT_CALL:
+        if self._kill is not None and not self.killed and event.name == "bash" and len(self._calls) >= KILL_AT_CALL:
             self.killed = True
+            time.sleep(KILL_AFTER_SECONDS)
             pid = self._kill()
             self.note(
-                f"KILLED the worker (pid {pid}, SIGKILL) while this command runs. Another worker takes the session over; the "
-                "command goes on in its sandbox and is not run a second time.",
+                f"KILLED the worker (pid {pid}, SIGKILL) while this command runs. Another worker takes the session "
+                "over; the command goes on in its sandbox and is not run a second time.",
                 "bold red",
             )
 
@@ -98,6 +101,9 @@ class Trace:
         shown = "\n".join(line[:LINE_CHARS_MAX] for line in lines) or "(no output)"
         verdict = "error" if event.is_error else "ok"
         self._line(f"  {verdict}", f"{shown}\n({seconds:.2f} s)", "red" if event.is_error else "dim")
+        if self.killed and not self._taken_over:
+            self._taken_over = True
+            self.note("another worker took the session over and collected that result", "bold green")
 
     def _line(self, kind: str, text: str, style: str) -> None:
         at = f"{time.monotonic() - self._started:6.2f}s"

@@ -57,18 +57,20 @@ def up(**flags: Any) -> None:
 @setting_flags([*_API, *_PLACES, *_DATABASE, "log_level"])
 def api(**flags: Any) -> None:
     """One API process; any number of them share a database."""
-    from managed_agents.processes import api as process
+    settings = _with_database(flags)
+    from managed_agents.processes import api as process  # seconds of imports: a mistake is told before
 
-    _run("api", process.run, _with_database(flags))
+    _run("api", process.run, settings)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @setting_flags([*_WORKER, *_PLACES, *_DATABASE, "log_level"])
 def worker(**flags: Any) -> None:
     """One worker process: runs agents and their sandboxes; any number of them share a database."""
-    from managed_agents.processes import worker as process
+    settings = _with_database(flags)
+    from managed_agents.processes import worker as process  # seconds of imports: a mistake is told before
 
-    _run("worker", process.run, _with_database(flags))
+    _run("worker", process.run, settings)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -78,9 +80,10 @@ def migrate(**flags: Any) -> None:
 
     Repeating is safe, and so is running it from several machines at once.
     """
-    from managed_agents.processes import prepare as process
+    settings = _with_database(flags)
+    from managed_agents.processes import prepare as process  # seconds of imports: a mistake is told before
 
-    _run("migrate", process.run, _with_database(flags))
+    _run("migrate", process.run, settings)
 
 
 def _with_database(flags: dict[str, Any]) -> Settings:
@@ -96,7 +99,11 @@ def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Setti
     import anyio
 
     from managed_agents.core import faults, logs
+    from managed_agents.processes.settings import CannotStart
 
     logs.configure(role, settings.log_level)
     faults.arm_from(settings.faults)
-    anyio.run(main, settings, backend_options={"use_uvloop": True})
+    try:
+        anyio.run(main, settings, backend_options={"use_uvloop": True})
+    except CannotStart as error:
+        raise click.ClickException(str(error)) from None

@@ -12,6 +12,7 @@ _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "message",
     "asctime",
     "taskName",
+    "color_message",  # uvicorn's second form of its message, for terminals
 }
 
 
@@ -45,5 +46,7 @@ def configure(role: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # Every start would say twice how Alembic sets itself up; what it changes is told all the same.
+    logging.getLogger("alembic.runtime.migration").addFilter(lambda record: record.getMessage().startswith("Running"))
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "anthropic", "asyncio", "aiodocker"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

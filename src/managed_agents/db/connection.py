@@ -6,8 +6,11 @@ import asyncpg
 
 from managed_agents.db.engine import asyncpg_arguments
 
-TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
-"""What using such a connection may raise when the database is away or the connection is lost."""
+TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
+"""What using such a connection may raise when the database is away or the connection is lost.
+
+`InternalClientError` is what asyncpg says when the server's goodbye crosses our statement.
+"""
 
 
 async def connect(database_url: str) -> Any:

@@ -124,9 +124,11 @@ class EmbeddedPostgres:
         """Wait until the server is down, after a `release()` of the last lease."""
         fd = os.open(self.directory / "watchdog.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _lock(fd, fcntl.LOCK_EX, seconds, "the embedded Postgres to stop")
+            _lock(fd, fcntl.LOCK_SH, seconds, "the embedded Postgres to stop")
         finally:
             os.close(fd)
+        if (watchdog := _watchdogs.pop(self.directory, None)) is not None:
+            watchdog.wait(seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +205,7 @@ def answers(socket_directory: Path) -> bool:
     return True
 
 
-_watchdogs: "list[subprocess.Popen[bytes]]" = []
+_watchdogs: "dict[Path, subprocess.Popen[bytes]]" = {}
 
 
 def _ensure_running(directory: Path, sockets: Path, durable: bool, deadline: float, cancelled: Callable[[], bool]) -> None:
@@ -215,18 +217,18 @@ def _ensure_running(directory: Path, sockets: Path, durable: bool, deadline: flo
     _check_major(prefix, data)
     while True:
         watchdog = None if _watched(directory) else _spawn_watchdog(prefix, directory, sockets, durable)
-        while not answers(sockets):
+        while not (answers(sockets) and _watched(directory)):
             if time.monotonic() > deadline or cancelled():
                 raise EmbeddedPostgresError(f"Postgres in {data} did not answer in time.\n{_log_tail(directory)}")
             if watchdog is not None and watchdog.poll() is not None:
                 break
             if watchdog is None and not _watched(directory):
-                break  # it went down between the two looks
+                break  # it went down since we looked
             time.sleep(POLL_SECONDS)
         else:
             if watchdog is not None:
                 # Ours to reap should it end before us; it outlives us otherwise.
-                _watchdogs.append(watchdog)
+                _watchdogs[directory] = watchdog
             return
         tail = _log_tail(directory)
         # Backends of a killed postmaster notice its death within moments; their shared memory protects the data.
@@ -251,6 +253,7 @@ def _spawn_watchdog(prefix: Path, directory: Path, sockets: Path, durable: bool)
                 "-S",
                 str(Path(__file__).with_name("embedded_watchdog.py")),
                 str(directory),
+                str(sockets),
                 str(SERVER_UID if _as_root() else -1),
                 *command,
             ],
@@ -267,7 +270,7 @@ def _watched(directory: Path) -> bool:
     """Tell whether a watchdog lives: it holds `watchdog.lock` for its whole life."""
     fd = os.open(directory / "watchdog.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -1,6 +1,6 @@
 """The embedded server's parent: starts it, and stops it when the last holder of the lease is gone.
 
-Run as a script with `python -I -S`, so the standard library is all there is: DIRECTORY UID COMMAND...
+Run as a script with `python -I -S`, so the standard library is all there is: DIRECTORY SOCKETS UID COMMAND...
 
 It holds `watchdog.lock` for its whole life and blocks in an exclusive `flock` of `lease`, which the kernel grants when
 the last shared holder released it or died. A server whose previous watchdog was killed is adopted by its pid, which is
@@ -18,6 +18,7 @@ from pathlib import Path
 
 FAST_STOP_SECONDS = 60.0  # after that an immediate stop: the next start recovers from the log
 ADOPTED_POLL_SECONDS = 0.5
+ALONE_SECONDS = 2.0
 
 
 def recorded_pid(data: Path) -> int | None:
@@ -58,13 +59,19 @@ def forget_stale_pid(data: Path) -> None:
 
 
 def main() -> int:
-    directory, uid, command = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    directory, sockets, uid, command = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     data = directory / "data"
     alive = os.open(directory / "watchdog.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0  # there is one already
+    deadline = time.monotonic() + ALONE_SECONDS
+    while True:
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            # Somebody looks whether we live, which takes a moment, or there is one already.
+            if time.monotonic() > deadline:
+                return 0
+            time.sleep(0.005)
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         # Only the lease decides. A handler, unlike SIG_IGN, is not inherited by the server.
         signal.signal(ignored, lambda _number, _frame: None)
@@ -74,6 +81,8 @@ def main() -> int:
     if pid is None or not is_our_server(pid, data):
         if pid is not None:
             forget_stale_pid(data)
+        # Guards nothing that `postmaster.pid` does not, and may name a zombie or a stranger as well.
+        (sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

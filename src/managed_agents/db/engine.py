@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NewType
 
 import orjson
+from asyncpg import InternalClientError
 from sqlalchemy import MetaData
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -85,9 +86,17 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Tx]:
-        """Open a transaction; commit at the end of the block, roll back when it raises."""
-        async with self.engine.begin() as connection:
-            yield Tx(connection)
+        """Open a transaction; commit at the end of the block, roll back when it raises.
+
+        Raises:
+            ConnectionError: asyncpg was confused by a connection that the server was just closing; SQLAlchemy translates
+                every other failure, not this one.
+        """
+        try:
+            async with self.engine.begin() as connection:
+                yield Tx(connection)
+        except InternalClientError as error:
+            raise ConnectionError(f"the database connection broke: {error}") from error
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncGenerator[Tx]:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from managed_agents.core import limits
 from managed_agents.db.engine import Tx
-from managed_agents.eventlog.events import QueuedEvent, StoredEvent
+from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
 
 _EVENT = "session_id, seq, id, thread_id, type, body, private, for_model"
 _PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_model"
@@ -17,6 +17,24 @@ _QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
 
 _AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 _PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+
+
+def _bounded(body: str, key: str, source: str, order: str) -> str:
+    """Rows of `source` in order, as many as `:bytes` hold, and at least two: a message may be as large as a request.
+
+    Sizes are known without reading the bodies, so what is left out is not even read. A row is taken when everything
+    before its predecessor fits: the reader needs the first row, and the one that shows that there is more.
+    """
+    return f"""
+        SELECT body, key FROM (
+            SELECT body, key, sum(size) OVER win - size - lag(size, 1, 0) OVER win AS before FROM (
+                SELECT {body} AS body, {key} AS key, octet_length({body}) AS size FROM {source}
+                ORDER BY {key} {order} LIMIT :limit
+            ) AS found WINDOW win AS (ORDER BY key {order})
+        ) AS measured WHERE before <= :bytes ORDER BY key {order}
+    """
+
+
 _INBOX_AFTER = text(
     f"SELECT {_QUEUED} FROM inbox WHERE session_id = :session_id AND inbox_seq > :seq ORDER BY inbox_seq LIMIT :limit"
 )
@@ -87,12 +105,14 @@ async def history(
 ) -> tuple[list[HistoryItem], bool]:
     """One page of the history: the log, then what is queued (nulls last; reversed for `desc`), and whether more follows.
 
+    An event that is taken up between two pages may be on both (same id); none is missed.
+
     A page ends at `limit` events or `EVENTS_PAGE_BYTES_MAX` of bodies, whichever is first, with at least one event.
     """
     items: list[HistoryItem] = []
     if cursor.order == "asc":
-        if cursor.inbox_seq is None:
-            items += await _log_part(tx, session_id, cursor, wanted, limit + 1)
+        # Also behind a queued event: what was queued beyond it may have moved into the log since.
+        items += await _log_part(tx, session_id, cursor, wanted, limit + 1)
         if len(items) <= limit:
             items += await _inbox_part(tx, session_id, cursor, wanted, limit + 1 - len(items))
     else:
@@ -125,11 +145,9 @@ async def _log_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: Hist
             where.append(f"processed_at {sign} :{name}")
             values[name] = bound
     order = "DESC" if descending else "ASC"
-    rows = await tx.execute(
-        text(f"SELECT body, seq FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT :limit"),
-        values,
-    )
-    return [HistoryItem(row.body, row.seq, None) for row in rows]
+    statement = text(_bounded("body", "seq", f"events WHERE {' AND '.join(where)}", order))
+    rows = await tx.execute(statement, {**values, "bytes": limits.EVENTS_PAGE_BYTES_MAX})
+    return [HistoryItem(row.body, row.key, None) for row in rows]
 
 
 async def _inbox_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
@@ -144,11 +162,7 @@ async def _inbox_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: Hi
     if wanted.types:
         where.append("type = ANY(CAST(:types AS text[]))")
         values["types"] = list(wanted.types)
-    rows = await tx.execute(
-        text(
-            f"SELECT payload, inbox_seq FROM inbox WHERE {' AND '.join(where)} "
-            f"ORDER BY inbox_seq {'DESC' if descending else 'ASC'} LIMIT :limit"
-        ),
-        values,
-    )
-    return [HistoryItem(row.payload[:-1] + b',"processed_at":null}', None, row.inbox_seq) for row in rows]
+    order = "DESC" if descending else "ASC"
+    statement = text(_bounded("payload", "inbox_seq", f"inbox WHERE {' AND '.join(where)}", order))
+    rows = await tx.execute(statement, {**values, "bytes": limits.EVENTS_PAGE_BYTES_MAX})
+    return [HistoryItem(with_processed_at(row.body, None), None, row.key) for row in rows]

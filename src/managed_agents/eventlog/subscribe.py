@@ -160,7 +160,8 @@ class Hub:
         if not channels:
             return
         async with self._db.autocommit() as tx:
-            for head in await tx.execute(_HEADS, {"ids": list(channels)}):
+            heads = (await tx.execute(_HEADS, {"ids": list(channels)})).all()
+            for head in heads:
                 channel = channels[head.id]
                 if head.last_inbox_seq > channel.inbox_tail:
                     channel.add_copies(await read.inbox_after(tx, head.id, channel.inbox_tail))
@@ -170,9 +171,10 @@ class Hub:
                         break
                     channel.add(rows)
                 channel.behind = False
-                if head.deleted and not channel.deleted:
-                    channel.deleted = True
-                    channel.wake()
+        # The eraser may have been faster than the ring: a row that is not there any more was deleted too.
+        for session_id in channels.keys() - {head.id for head in heads if not head.deleted}:
+            channels[session_id].deleted = True
+            channels[session_id].wake()
 
     async def subscribe(self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int) -> AsyncGenerator[bytes, None]:
         """Frames of `thread_id` past the two cursors, several at once where they wait; a ping after each silence.

@@ -21,7 +21,13 @@ class Harness(Protocol):
         ...
 
     def build_request(
-        self, agent: dict[str, Any], transcript: Transcript, *, max_tokens: int, uploads: Sequence[str]
+        self,
+        agent: dict[str, Any],
+        transcript: Transcript,
+        *,
+        max_tokens: int,
+        takes_effort: bool,
+        uploads: Sequence[str],
     ) -> dict[str, Any]:
         """Build the next Messages request; see `transcript.py`."""
         ...
@@ -34,6 +40,12 @@ class StandardHarness:
         return decisions.decide(turn, inbox, due_in_seconds=due_in_seconds)
 
     def build_request(
-        self, agent: dict[str, Any], transcript: Transcript, *, max_tokens: int, uploads: Sequence[str]
+        self,
+        agent: dict[str, Any],
+        transcript: Transcript,
+        *,
+        max_tokens: int,
+        takes_effort: bool,
+        uploads: Sequence[str],
     ) -> dict[str, Any]:
-        return transcripts.build_request(agent, transcript, max_tokens=max_tokens, uploads=uploads)
+        return transcripts.build_request(agent, transcript, max_tokens=max_tokens, takes_effort=takes_effort, uploads=uploads)

@@ -71,7 +71,6 @@ class SessionHands:
         self._binding: Binding | None = None
         self._sandbox: Sandbox | None = None
         self._opening = anyio.Lock()
-        self._used = False
         self._harvested: dict[str, str] | None = None
         self._uploads: list[Upload] | None = None
 
@@ -102,7 +101,6 @@ class SessionHands:
         """
         try:
             sandbox = await self._open()
-            self._used = True
             return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX))
         except StaleEpoch:
             raise
@@ -122,14 +120,14 @@ class SessionHands:
                 logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
 
     async def cancel(self, tool_use_ids: Sequence[str]) -> None:
-        """End running calls and forget them; returns when they have ended, or after a bound."""
-        if self._sandbox is None:
-            return
+        """End running calls, a former owner's too, and forget them; returns when they have ended, or after a bound."""
         for tool_use_id in tool_use_ids:
             with anyio.move_on_after(CANCEL_SECONDS_MAX):
                 try:
-                    await self._sandbox.cancel(tool_use_id, self._epoch)
-                    await self._sandbox.ack(tool_use_id)
+                    if (sandbox := await self._existing()) is None:
+                        return
+                    await sandbox.cancel(tool_use_id, self._epoch)
+                    await sandbox.ack(tool_use_id)
                 except CallUnknown:
                     continue
                 except SandboxError as error:
@@ -143,12 +141,14 @@ class SessionHands:
     # Outputs
 
     async def harvest(self) -> None:
-        """Make files of what is in the outputs directory, once per content. Best effort within a bound."""
-        if self._sandbox is None or not self._used:
-            return
+        """Make files of what is in the outputs directory, once per content. Best effort within a bound.
+
+        Also for calls of a former owner, who may have died before it came to this.
+        """
         with anyio.move_on_after(HARVEST_SECONDS_MAX):
             try:
-                await self._harvest(self._sandbox)
+                if (sandbox := await self._existing()) is not None:
+                    await self._harvest(sandbox)
             except (SandboxError, BlobTooLarge, OSError) as error:
                 logger.warning("outputs of %s not collected: %s", self._session_id, error)
 
@@ -177,7 +177,14 @@ class SessionHands:
     async def _open(self) -> Sandbox:
         async with self._opening:
             if self._sandbox is None:
-                self._sandbox = await self._attach_or_provision()
+                self._sandbox = await self._attach() or await self._provision_in_turn()
+            return self._sandbox
+
+    async def _existing(self) -> Sandbox | None:
+        """The sandbox, when there is one that may have got a call."""
+        async with self._opening:
+            if self._sandbox is None:
+                self._sandbox = await self._attach()
             return self._sandbox
 
     async def _forget(self) -> None:
@@ -188,21 +195,23 @@ class SessionHands:
                     await bindings.set_state(tx, self._binding.sandbox_id, "destroyed")
                 self._binding = None
 
-    async def _attach_or_provision(self) -> Sandbox:
+    async def _attach(self) -> Sandbox | None:
         async with self._hands.db.transaction() as tx:
             self._binding = await bindings.current(tx, self._session_id)
             if self._binding is not None:
                 await bindings.touch(tx, self._binding.sandbox_id)
-        if self._binding is not None and self._binding.state == "live":
-            if self._binding.host != self._hands.host:
-                raise SandboxGone(f"it was on host {self._binding.host}")
-            try:
-                with anyio.fail_after(PROVISION_SECONDS_MAX):
-                    sandbox = await self._hands.backend.attach(self._binding.sandbox_id)
-                return sandbox
-            except TimeoutError as error:
-                raise SandboxError("attaching took too long") from error
         # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
+        if self._binding is None or self._binding.state != "live":
+            return None
+        if self._binding.host != self._hands.host:
+            raise SandboxGone(f"it was on host {self._binding.host}")
+        try:
+            with anyio.fail_after(PROVISION_SECONDS_MAX):
+                return await self._hands.backend.attach(self._binding.sandbox_id)
+        except TimeoutError as error:
+            raise SandboxError("attaching took too long") from error
+
+    async def _provision_in_turn(self) -> Sandbox:
         async with self._hands.provisions:
             sandbox: Sandbox | None = None
             with anyio.CancelScope(shield=True):

@@ -53,27 +53,34 @@ async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str
         os.getpid(),
     )
     finished = False
-    async with anyio.create_task_group() as group:
 
-        async def worked() -> None:
-            nonlocal finished
-            await work(worker_id)
-            finished = True
-            group.cancel_scope.cancel()
+    async def worked() -> None:
+        nonlocal finished
+        await work(worker_id)
+        finished = True
+        group.cancel_scope.cancel()
 
-        group.start_soon(worked)
-        try:
-            await _beat_forever(connection, worker_id, ttl_seconds / 3)
-        except TROUBLE as error:
-            logger.error("sign of life lost, giving up all sessions: %s", error or type(error).__name__)
-            group.cancel_scope.cancel()
-    with anyio.move_on_after(limits.DATABASE_CONNECT_SECONDS, shield=True):
-        try:
-            await connection.execute("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner = $1", worker_id)
-            await connection.execute("DELETE FROM workers WHERE id = $1", worker_id)
-        except TROUBLE as error:
-            logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(worked)
+            try:
+                await _beat_forever(connection, worker_id, ttl_seconds / 3)
+            except TROUBLE as error:
+                logger.error("sign of life lost, giving up all sessions: %s", error or type(error).__name__)
+                group.cancel_scope.cancel()
+    finally:
+        with anyio.move_on_after(limits.DATABASE_CONNECT_SECONDS, shield=True):
+            await _unregister(connection, worker_id)
     return finished
+
+
+async def _unregister(connection: Any, worker_id: str) -> None:
+    """Free our sessions at once; when that fails the others will, once they see the lock gone."""
+    try:
+        await connection.execute("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner = $1", worker_id)
+        await connection.execute("DELETE FROM workers WHERE id = $1", worker_id)
+    except TROUBLE as error:
+        logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
 
 
 async def _beat_forever(connection: Any, worker_id: str, every_seconds: float) -> None:

@@ -20,6 +20,7 @@ _CLAIM = text("""
     WITH free AS (
         SELECT id FROM sessions
         WHERE owner IS NULL AND deleted_at IS NULL
+          AND EXISTS (SELECT 1 FROM workers WHERE id = :worker)
           AND (input_seq > handled_seq OR due_at <= clock_timestamp())
           AND (not_before IS NULL OR not_before <= clock_timestamp())
           AND (CAST(:ids AS text[]) IS NULL OR id = ANY(CAST(:ids AS text[])))
@@ -29,16 +30,21 @@ _CLAIM = text("""
     RETURNING s.id, s.workspace_id, s.epoch, s.input_seq, s.primary_thread_id, s.agent, s.crashes,
         extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds
 """)
+# By owner, not by dead worker: a worker that was buried but has not noticed yet can still claim, and nobody would ever look
+# for its sessions. The owner is compared again under the row's lock, because `living` is as old as the statement.
 _FREE_DEAD = text("""
-    WITH dead AS (
+    WITH living AS (
         SELECT w.id FROM workers w
-        WHERE w.heartbeat_at < clock_timestamp() - make_interval(secs => :ttl)
-           OR NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = :lock_class
-                          AND l.objid = w.lock_key AND l.objsubid = 2 AND l.granted
-                          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
+        WHERE w.heartbeat_at >= clock_timestamp() - make_interval(secs => :ttl)
+          AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = :lock_class
+                      AND l.objid = w.lock_key AND l.objsubid = 2 AND l.granted
+                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
+    orphaned AS (
+        SELECT id, owner FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)),
     freed AS (
-        UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner IN (SELECT id FROM dead) RETURNING id),
-    buried AS (DELETE FROM workers WHERE id IN (SELECT id FROM dead))
+        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1 FROM orphaned o
+        WHERE s.id = o.id AND s.owner = o.owner RETURNING s.id),
+    buried AS (DELETE FROM workers WHERE id NOT IN (SELECT id FROM living))
     SELECT id FROM freed
 """)
 _OWNED_INPUT = text("SELECT id, input_seq, epoch FROM sessions WHERE owner = :worker")
@@ -87,7 +93,10 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
 
 
 async def free_dead(tx: Tx, *, ttl_seconds: float) -> list[str]:
-    """Take the sessions of dead workers from them and bury the workers. Returns the sessions that became free."""
+    """Take the sessions of dead workers from them and bury the workers. Returns the sessions that became free.
+
+    A worker is dead when its heartbeat is older than `ttl_seconds`, its advisory lock is gone, or its row is.
+    """
     rows = await tx.execute(_FREE_DEAD, {"ttl": ttl_seconds, "lock_class": LOCK_CLASS})
     return [row.id for row in rows]
 

@@ -101,8 +101,14 @@ class SessionRunner:
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
+        context = self._context
+        before = (context.turn.seq, context.input_seq)
         while not await self._step():
-            await self._context.refresh(self._parts.db)
+            await context.refresh(self._parts.db)
+            after = (context.turn.seq, context.input_seq)
+            # A step that changes nothing would be decided for ever.
+            assert after != before, f"no progress at event {context.turn.seq}"
+            before = after
 
     async def record_crash(self) -> None:
         """Give the session up after a failure of our own, so that the next try waits a little longer."""
@@ -114,9 +120,9 @@ class SessionRunner:
         step = self._parts.harness.decide(context.turn, context.inbox, due_in_seconds=context.due_in_seconds)
         match step:
             case steps.CloseSpan(start_id):
-                await self._append([self._failed_span(start_id)])
+                await self._log([self._failed_span(start_id, cut=True)])
             case steps.Interrupt():
-                await self._interrupt(step)
+                return await self._interrupt(step)
             case steps.RunTools(calls):
                 await self._run_tools(calls)
             case steps.RequestModel():
@@ -124,7 +130,7 @@ class SessionRunner:
             case steps.StopExhausted():
                 return await self._stop(step.error_type, step.message)
             case steps.GoIdle():
-                await self._hands.harvest()
+                await self._harvest()
                 faults.reach(BEFORE_IDLE)
                 return await self._rest(self._idle(step.stop_reason, step.stop_details), Rest())
             case steps.Park(seconds):
@@ -132,6 +138,10 @@ class SessionRunner:
             case steps.Rest():
                 return await self._rest([], Rest())
         return False
+
+    async def _harvest(self) -> None:
+        if self._context.turn.called_tools:
+            await self._hands.harvest()
 
     def _prepare_hands(self) -> None:
         if not self._prepared and self._offers_tools:
@@ -195,7 +205,7 @@ class SessionRunner:
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
-                await self._log([self._failed_span(start.id)])
+                await self._log([self._failed_span(start.id, cut=True)])
         return False
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:
@@ -225,6 +235,7 @@ class SessionRunner:
 
     async def _stop(self, error_type: str, message: str) -> bool:
         """Give the turn up: close what is open, tell why, flush what waits, go idle."""
+        await self._harvest()
         while True:
             turn, inbox = self._context.turn, list(self._context.inbox)
             events = [self._failed_span(turn.open_span)] if turn.open_span else []
@@ -247,10 +258,8 @@ class SessionRunner:
                     group.start_soon(self._run_call, call, stored)
             return True
 
-        finished = await self._until_interrupted(run_all)
+        await self._until_interrupted(run_all)
         await self._context.follow(self._parts.db, stored)
-        if finished is None:
-            await self._hands.cancel(list(self._context.turn.pending))
 
     async def _run_call(self, call: ToolCall, stored: list[StoredEvent]) -> None:
         if call.refused is not None:
@@ -287,14 +296,22 @@ class SessionRunner:
                 if (await tx.execute(_HAS_INTERRUPT, {"session_id": self.claim.session_id})).scalar_one():
                     return
 
-    async def _interrupt(self, step: steps.Interrupt) -> None:
+    async def _interrupt(self, step: steps.Interrupt) -> bool:
+        """End the turn. The session rests in the same append, or is running again: nobody may see it idle and owned."""
+        # Also after a crash: what a former owner started must not go on behind the interrupt.
+        await self._hands.cancel([call.event_id for call in step.calls])
         # The tools' closing results come first, so that nothing stands between the interrupt and the idle it causes.
         events = [self._interrupted_result(call) for call in step.calls]
         events += [queued.taken_up() for queued in step.taken]
         if step.ends_turn:
-            await self._hands.harvest()
+            await self._harvest()
             events += self._idle("end_turn")
+        if not step.more:
+            return await self._rest(events, Rest(), step.taken)
+        if step.ends_turn:
+            events += ev.running(self._thread_id, self._agent["name"])
         await self._log(events, step.taken)
+        return False
 
     # Events
 
@@ -302,8 +319,9 @@ class SessionRunner:
         content = [{"type": "text", "text": INTERRUPTED}]
         return ev.tool_result(self._thread_id, call.event_id, content, is_error=True)
 
-    def _failed_span(self, start_id: str) -> NewEvent:
-        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True)
+    def _failed_span(self, start_id: str, *, cut: bool = False) -> NewEvent:
+        """`cut`: not the model's fault, so it does not count as a failed try."""
+        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private={"cut": True} if cut else None)
 
     def _idle(self, stop_reason: str, stop_details: ev.Json | None = None) -> list[NewEvent]:
         return ev.idle(self._thread_id, self._agent["name"], {"type": stop_reason}, stop_details)

@@ -3,7 +3,7 @@
 Failures are data here: the loop decides what becomes of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from managed_agents.model.events import MessageFinished, ModelRequest
 from managed_agents.model.models import Models
 from managed_agents.model.prices import list_cost
 
+FAST_MODE = "fast-mode-2026-02-01"  # spec: message_create_params.py, `speed`
 OUTPUT_TOKENS_MAX = 64_000  # of the model's own limit, what one response may take
 
 
@@ -47,20 +48,27 @@ class ModelRequester:
         self, harness: Harness, agent: dict[str, Any], transcript: Transcript, uploads: Sequence[str]
     ) -> Finished | Failed:
         """Ask the model for the next turn of `transcript`. Cancelling closes the connection to the model."""
-        model_id: str = agent["model"]["id"]
-        known = await self.models.retrieve(model_id)
-        body = harness.build_request(agent, transcript, max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX), uploads=uploads)
+        model = agent["model"]
+        known = await self.models.retrieve(model["id"])
+        body = harness.build_request(
+            agent,
+            transcript,
+            max_tokens=min(known.max_tokens, OUTPUT_TOKENS_MAX),
+            takes_effort=bool(known.capabilities.get("effort", {}).get("supported")),
+            uploads=uploads,
+        )
+        betas = (FAST_MODE,) if model["speed"] == "fast" else ()
         try:
-            async with self.client.stream(ModelRequest(body)) as events:
+            async with self.client.stream(ModelRequest(body, betas)) as events:
                 async for event in events:
                     if isinstance(event, MessageFinished):
-                        return Finished(_response(event))
+                        return Finished(_response(event, model))
         except errors.ModelError as error:
             return _failed(error)
         raise AssertionError("a response that ends without its last event is an error of the client")
 
 
-def _response(event: MessageFinished) -> Response:
+def _response(event: MessageFinished, model: Mapping[str, Any]) -> Response:
     return Response(
         event.content,
         event.usage,
@@ -68,7 +76,7 @@ def _response(event: MessageFinished) -> Response:
         event.stop_reason,
         event.stop_details,
         # The served model is what is paid for, whatever was asked for.
-        list_cost(event.model, event.usage),
+        list_cost(event.model, event.usage, speed=model["speed"], inference_geo=model.get("inference_geo")),
         {index: bad.raw for index, bad in event.bad_inputs.items()},
     )
 

@@ -91,8 +91,13 @@ def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def build_request(agent: Mapping[str, Any], transcript: Transcript, *, max_tokens: int, uploads: Sequence[str]) -> Json:
-    """The body of the next Messages request. Equal logs give equal bodies."""
+def build_request(
+    agent: Mapping[str, Any], transcript: Transcript, *, max_tokens: int, takes_effort: bool, uploads: Sequence[str]
+) -> Json:
+    """The body of the next Messages request. Equal logs give equal bytes.
+
+    `takes_effort`: the model accepts `output_config.effort`; the others refuse the field, so they do not get it.
+    """
     model = agent["model"]
     body: Json = {
         "model": model["id"],
@@ -104,4 +109,10 @@ def build_request(agent: Mapping[str, Any], transcript: Transcript, *, max_token
         body["system"] = system
     if tools := definitions.offered(agent["tools"]):
         body["tools"] = [definitions.as_json(name) for name in tools]
+    if takes_effort:
+        body["output_config"] = {"effort": model["effort"]["type"]}
+    if model["speed"] != "standard":
+        body["speed"] = model["speed"]
+    if (geo := model.get("inference_geo")) is not None:
+        body["inference_geo"] = geo
     return body

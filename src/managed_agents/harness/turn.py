@@ -37,6 +37,10 @@ class Turn:
     failure_told: bool = False
     stop_reason: str | None = None
     stop_details: dict[str, Any] | None = None
+    # A tool was called since the session was last idle: it may have left outputs.
+    called_tools: bool = False
+    # The model was asked since the session was last idle, however that ended.
+    begun: bool = False
 
     def apply(self, event: StoredEvent) -> None:
         """Fold one event."""
@@ -56,11 +60,13 @@ class Turn:
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":
                 self.open_span = event.id
+                self.begun = True
                 self.rounds += 1
             case "span.model_request_end":
                 self._span_end(event)
             case "agent.tool_use":
                 body = event.json()
+                self.called_tools = True
                 self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], event.private_json().get("refused"))
             case "agent.tool_result":
                 self.pending.pop(event.json()["tool_use_id"], None)
@@ -70,16 +76,23 @@ class Turn:
 
     def _idle(self) -> None:
         self.status = "idle"
+        self.begun = False
         self.owes_reply = False
         self.rounds = 0
         self.failures = 0
         self.failure_told = False
         self.stop_reason = None
         self.stop_details = None
+        self.called_tools = False
 
     def _span_end(self, event: StoredEvent) -> None:
         self.open_span = None
-        response = event.private_json().get("response")
+        private = event.private_json()
+        response = private.get("response")
+        if private.get("cut"):
+            # By a crash or an interrupt: neither a try that failed nor a round.
+            self.rounds -= 1
+            return
         if response is None:
             self.failures += 1
             return

@@ -21,6 +21,7 @@ from managed_agents.db.listener import WORK_CHANNEL, listen
 from managed_agents.eventlog.append import LeaseLost, SessionGone, TakenAlready
 from managed_agents.harness import heartbeat, lease
 from managed_agents.harness.loop import Parts, SessionRunner
+from managed_agents.sandbox.backend import StaleEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class Worker:
         except Exception as error:  # supervisor: one session's failure is its own
             leaves = list(_leaves(error))
             names = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
-            if all(isinstance(leaf, (LeaseLost, SessionGone)) for leaf in leaves):
+            if all(isinstance(leaf, (LeaseLost, SessionGone, StaleEpoch)) for leaf in leaves):
                 logger.info("stopped running %s: %s", session_id, names)
             elif all(isinstance(leaf, _EXPECTED) for leaf in leaves):
                 # What is still ours is given back by the poll, and claimed again.

@@ -13,7 +13,7 @@ is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECON
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Protocol, cast
@@ -67,7 +67,7 @@ class ModelClient(Protocol):
     def stream(self, request: ModelRequest) -> AbstractAsyncContextManager[AsyncIterator[ModelEvent]]:
         """Send `request`; the events end with `MessageFinished`.
 
-        Raises: a ModelError, on entering or while iterating. Cancelling, or leaving early, closes the connection.
+        Raises: a ModelError, on entering or while iterating. Cancelling or leaving closes the connection.
         """
         ...
 
@@ -161,7 +161,8 @@ class AnthropicModelClient:
             chunks = response.aiter_bytes()
             reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
             try:
-                yield reading.events()
+                async with aclosing(reading.events()) as events:
+                    yield events
                 if reading.finished:  # read the end of the body, so that the connection can be used again
                     with anyio.move_on_after(DRAIN_SECONDS):
                         await reading.drain()
@@ -227,27 +228,28 @@ class _Reading:
         self._secret = secret
         self.finished = False
 
-    async def events(self) -> AsyncIterator[ModelEvent]:
+    async def events(self) -> AsyncGenerator[ModelEvent]:
         fold = MessageFold(self._request_id)
         parser = SseParser()
         size = 0
-        async for chunk in self._translated():
-            size += len(chunk)
-            if time.monotonic() > self._deadline:
-                raise Stalled("The response did not end in time", request_id=self._request_id)
-            if size > RESPONSE_BYTES_MAX:
-                raise ServerFailed("The response is too large", request_id=self._request_id)
-            try:
-                for name, data in parser.feed(chunk):
-                    event = self._event(fold, name, data)
-                    if event is not None:
-                        self.finished = isinstance(event, MessageFinished)
-                        yield event
-                    if self.finished:
-                        return
-            except (ProtocolBroken, EventTooLarge, orjson.JSONDecodeError) as error:
-                message = f"The response is not a Messages API stream: {error}"
-                raise ServerFailed(redacted(message, self._secret), request_id=self._request_id) from error
+        async with aclosing(self._translated()) as chunks:
+            async for chunk in chunks:
+                size += len(chunk)
+                if time.monotonic() > self._deadline:
+                    raise Stalled("The response did not end in time", request_id=self._request_id)
+                if size > RESPONSE_BYTES_MAX:
+                    raise ServerFailed("The response is too large", request_id=self._request_id)
+                try:
+                    for name, data in parser.feed(chunk):
+                        event = self._event(fold, name, data)
+                        if event is not None:
+                            self.finished = isinstance(event, MessageFinished)
+                            yield event
+                        if self.finished:
+                            return
+                except (ProtocolBroken, EventTooLarge, orjson.JSONDecodeError) as error:
+                    message = f"The response is not a Messages API stream: {error}"
+                    raise ServerFailed(redacted(message, self._secret), request_id=self._request_id) from error
         raise Cut("The response ended before the message did", request_id=self._request_id)
 
     def _event(self, fold: MessageFold, name: bytes, data: bytes) -> ModelEvent | None:
@@ -260,7 +262,7 @@ class _Reading:
             raise ProtocolBroken("event data is not an object")
         return fold.fold(cast("JsonObject", decoded))
 
-    async def _translated(self) -> AsyncIterator[bytes]:
+    async def _translated(self) -> AsyncGenerator[bytes]:
         try:
             async for chunk in self._chunks:
                 yield chunk

@@ -108,7 +108,7 @@ def error_of_status(
     retry_after: float | None = None,
     secret: str = "",
 ) -> ModelError:
-    """Return the error for an HTTP answer that is no success. `secret` is taken out of the upstream's text."""
+    """Return the error for an answer that is no success. `secret` is taken out of the upstream's text."""
     kind, message, told_id = _envelope(body)
     message = redacted(message or f"The model endpoint answered with status {status}", secret)
     cls = _OF_STATUS.get(status, BadRequest if status < 500 else ServerFailed)

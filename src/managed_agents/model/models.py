@@ -44,7 +44,7 @@ class Models:
         self._locks: dict[str, anyio.Lock] = {}
 
     async def retrieve(self, model: str) -> ModelInfo:
-        """Return what is known of `model`, asking the endpoint when that is too old. Its failures are no errors."""
+        """Return what is known of `model`, asking when that is too old. A failing endpoint is no error."""
         if (known := self._fresh(model)) is not None:
             return known
         lock = self._locks.setdefault(model, anyio.Lock())

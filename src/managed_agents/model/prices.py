@@ -95,7 +95,8 @@ def list_cost(
 ) -> Decimal | None:
     """Return the list price of one response's tokens; None for a model without a row.
 
-    `usage` is the Messages API's. Cache writes without a split by lifetime count as five-minute ones.
+    `usage` is the Messages API's; its own `speed` and `inference_geo`, what was really served, count where the
+    arguments are absent. Cache writes without a split by lifetime count as five-minute ones.
     """
     table = price_table()
     row = table.rows.get(_DATE.sub("", model))
@@ -105,6 +106,8 @@ def list_cost(
     written = _count(usage, "cache_creation_input_tokens")
     split = usage.get("cache_creation")
     hour = _count(cast("Mapping[str, object]", split), "ephemeral_1h_input_tokens") if isinstance(split, Mapping) else 0
+    speed = speed if speed is not None else cast("str | None", usage.get("speed"))
+    inference_geo = inference_geo if inference_geo is not None else cast("str | None", usage.get("inference_geo"))
     rates = row.rates
     if row.long_prompt is not None and uncached + read + written > (row.long_prompt_tokens or 0):
         rates = row.long_prompt

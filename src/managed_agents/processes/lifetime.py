@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 HTTP_DRAIN_SECONDS = 5
 GARBAGE_THRESHOLDS = (20_000, 20, 50)
 STOP_SECONDS_MAX = 12.0
+SAME_REQUEST_SECONDS = 1.0
 
 
 class _Server(uvicorn.Server):
@@ -92,6 +93,10 @@ async def until_signalled(work: Callable[[], Awaitable[None]], stopping: Callabl
                     stopping()
                     scope.cancel()
                     break
+                # A service manager and the supervisor may both ask: only a later signal is impatience.
+                with anyio.move_on_after(SAME_REQUEST_SECONDS):
+                    async for _ in signals:
+                        continue
                 with anyio.move_on_after(STOP_SECONDS_MAX):
                     async for _ in signals:
                         break

@@ -33,6 +33,7 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 10.0
 HEALTHY_SECONDS = 20.0  # a child that lived this long starts again without delay
 EARLY_DEATHS_MAX = 8  # of one child, none of them after a healthy life: it will not come up
+POSTGRES_TRIES_MAX = 5
 TICK_SECONDS = 1.0
 READY_TICK_SECONDS = 0.05
 
@@ -282,8 +283,7 @@ class Supervisor:
         ready, ready_by = False, time.monotonic() + READY_SECONDS_MAX
         while not self._is_stopping():
             if self._postgres is not None and not self._postgres.is_watched():
-                say("Postgres ended; starting it again")
-                self._postgres.revive(self._is_stopping)
+                self._revive(self._postgres)
             if [child for child in self._children if child.look()]:
                 self._record(ready=ready)
             if not ready:
@@ -296,6 +296,20 @@ class Supervisor:
                     ready_by = time.monotonic() + READY_SECONDS_MAX
             waits = [w for child in self._children if (w := child.wait_seconds) is not None]
             self._sleep(min([TICK_SECONDS if ready else READY_TICK_SECONDS, *waits]))
+
+    def _revive(self, postgres: embedded.EmbeddedPostgres) -> None:
+        """Start a Postgres that crashed again; give up when it will not."""
+        for attempt in range(POSTGRES_TRIES_MAX):
+            say("Postgres ended; starting it again")
+            try:
+                postgres.revive(self._is_stopping)
+            except embedded.EmbeddedPostgresError as error:
+                if self._is_stopping() or attempt + 1 == POSTGRES_TRIES_MAX:
+                    raise
+                say(str(error))
+                self._sleep(TICK_SECONDS)
+            else:
+                return
 
     def _answers_ready(self) -> bool:
         """Ask for /readyz, by hand: the HTTP client of the standard library is a third of this process's memory."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
-from managed_agents.api.health import operations_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
@@ -43,6 +42,7 @@ SANDBOX_LOOK_SECONDS = 10.0
 ERASE_LOOK_SECONDS = 2.0
 BLOB_LOOK_SECONDS = 600.0
 LOOK_SECONDS_MAX = 300.0
+TIDY_SECONDS_MAX = 8.0
 
 
 async def run(settings: Settings) -> None:
@@ -53,7 +53,10 @@ async def run(settings: Settings) -> None:
     """
     assert settings.database_url is not None, "the command line checked it"
     database_url = settings.database_url.get_secret_value()
-    endpoint = resolve_endpoint(settings, os.environ)
+    try:
+        endpoint = resolve_endpoint(settings, os.environ)
+    except ValueError as error:
+        raise CannotStart(f"MANAGED_AGENTS_{error}") from None
     if endpoint is None:
         raise CannotStart(
             "which model? Set ANTHROPIC_API_KEY, or MANAGED_AGENTS_MODEL_BASE_URL. (`managed-agents up` starts a "
@@ -89,8 +92,18 @@ async def run(settings: Settings) -> None:
             async with serving_operations(settings, db):
                 await worker.run()
 
+    async def work_and_tidy() -> None:
+        try:
+            await work()
+        finally:
+            with anyio.move_on_after(TIDY_SECONDS_MAX, shield=True):
+                try:
+                    await collector.stop_resting()
+                except (SQLAlchemyError, SandboxError, OSError) as error:
+                    logger.warning("resting sandboxes not stopped: %s: %s", type(error).__name__, error)
+
     try:
-        await until_signalled(work, lambda: None)
+        await until_signalled(work_and_tidy, lambda: None)
     finally:
         await client.aclose()
         await backend.aclose()
@@ -103,6 +116,9 @@ async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator
     if settings.metrics_port is None:
         yield
         return
+    # The web framework costs half a second and 20 MB: only a worker that serves loads it.
+    from managed_agents.api.health import operations_app
+
     async with serving(operations_app(db), host=settings.host, port=settings.metrics_port):
         yield
 

@@ -1,11 +1,12 @@
 """The seam between the harness and the hands.
 
-A backend makes sandboxes and finds them again; a `Sandbox` is a handle on one, held by whoever works with it and rebuilt
-at will from the id alone. Nothing durable is in these objects: a worker may die between any two calls, and the next one
-attaches. Invariant: a tool use id runs at most once in the life of a sandbox generation.
+A backend makes sandboxes and finds them again; a `Sandbox` is a handle on one, held by whoever works with
+it and rebuilt at will from the id alone. Nothing durable is in these objects: a worker may die between any
+two calls, and the next one attaches. Invariant: a tool use id runs at most once in the life of a sandbox
+generation.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -82,7 +83,9 @@ class Call:
     name: str
     input: Mapping[str, Any]
     deadline_seconds: float = 600.0
-    """Longest run time, a cap on the model's own `timeout_ms`. Waiting for another `bash` call is not counted."""
+    """Longest run time, a cap on the model's own `timeout_ms`. Waiting for another `bash` call is not
+    counted.
+    """
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,14 @@ class Labelled:
     running: bool
 
 
+Known = Callable[[], Awaitable[set[SandboxKey]]]
+"""Says which sandboxes may exist."""
+
+
 class Sandbox(Protocol):
-    """A handle on one sandbox. Any method raises `SandboxGone` when the sandbox is really dead, and only then: a lost
-    connection to a living runner is made again inside."""
+    """A handle on one sandbox. Any method raises `SandboxGone` when the sandbox is really dead, and only
+    then: a lost connection to a living runner is made again inside.
+    """
 
     @property
     def id(self) -> str: ...
@@ -126,8 +134,8 @@ class Sandbox(Protocol):
     def generation(self) -> int: ...
 
     async def execute(self, call: Call) -> Outcome:
-        """Run a call, or attach to it when its id is known to the runner, or return its kept outcome. Repeating is safe.
-        Cancelling the awaiting task leaves the call running.
+        """Run a call, or attach to it when its id is known to the runner, or return its kept outcome.
+        Repeating is safe. Cancelling the awaiting task leaves the call running.
 
         Raises: StaleEpoch, SandboxBusy.
         """
@@ -152,8 +160,8 @@ class Sandbox(Protocol):
         ...
 
     async def put(self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644) -> None:
-        """Write a file; it appears complete or not at all. Parents are created. `root` files are read-only to commands
-        and belong below /mnt/session/uploads, /mnt/session/skills or /mnt/memory.
+        """Write a file; it appears complete or not at all. Parents are created. `root` files are read-only
+        to commands and belong below /mnt/session/uploads, /mnt/session/skills or /mnt/memory.
 
         Raises: LimitHit("disk").
         """
@@ -167,7 +175,9 @@ class Sandbox(Protocol):
         ...
 
     async def listing(self, path: str) -> list[FileEntry]:
-        """Return the regular files below a directory (at most 10,000), as the commands' uid. None when it is missing."""
+        """Return the regular files below a directory (at most 10,000), as the commands' uid. None when it
+        is missing.
+        """
         ...
 
     def snapshot(self) -> AsyncIterator[bytes]:
@@ -196,8 +206,8 @@ class SandboxBackend(Protocol):
         ...
 
     async def provision(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox and wait until it takes calls. Repeating attaches to what is there; a half-made one is made
-        anew.
+        """Make a sandbox and wait until it takes calls. Repeating attaches to what is there; a half-made
+        one is made anew.
 
         Raises: SandboxError.
         """
@@ -214,8 +224,12 @@ class SandboxBackend(Protocol):
         """Return every sandbox of this installation on this host."""
         ...
 
-    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
-        """Destroy every sandbox, mount, disk and socket of this installation not in `known`; return which."""
+    async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
+        """Destroy every sandbox, mount, disk and socket of this installation that is not known; return which.
+
+        `known` is asked after looking at what there is: a sandbox is recorded before it is made, so one that is being
+        made meanwhile is never taken for an orphan.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -1,11 +1,11 @@
 """Connections to a runner.
 
-The protocol multiplexes, but a unix socket connection costs less than the task that would read for many streams: here an
-exchange leases a connection for itself, and returns it when it ended cleanly. So no task outlives its caller, and a broken
-exchange spoils nothing but its own connection.
+The protocol multiplexes, but a unix socket connection costs less than the task that would read for many
+streams: here an exchange leases a connection for itself, and returns it when it ended cleanly. So no task
+outlives its caller, and a broken exchange spoils nothing but its own connection.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ class Exchange:
                 self._credit += int(header["bytes"])
                 continue
             if operation == "error":
-                # After an error the runner may still have parts of the request under way: not to be used again.
+                # After an error the runner may still have parts of the request under way: not to be used
+                # again.
                 raise error_of(header)
             if header.get("more"):
                 if body:
@@ -166,12 +167,12 @@ class RunnerClient:
 
     def __init__(self, socket: Path) -> None:
         if len(str(socket).encode()) > SOCKET_PATH_BYTES_MAX:
-            raise SandboxError(f"{socket} is longer than a socket path may be; set MANAGED_AGENTS_RUN_DIR to a short one")
+            raise SandboxError(f"{socket} is too long for a socket; set a shorter MANAGED_AGENTS_RUN_DIR")
         self._socket = socket
         self._idle: list[Exchange] = []
 
     @asynccontextmanager
-    async def exchange(self, *, fresh: bool = False) -> AsyncIterator[Exchange]:
+    async def exchange(self, *, fresh: bool = False) -> AsyncGenerator[Exchange]:
         """Lease a connection; `fresh` after an idle one turned out dead.
 
         Raises: RunnerLost.

@@ -1,7 +1,8 @@
 """The sized session disk: a sparse file with a file system of its own, mounted through a loop device.
 
-Needs root. Its directories are bind-mounted into the sandbox; host processes never open paths inside once commands ran.
-The kernel frees the loop device when the file system is unmounted, so there is one thing to undo.
+Needs root. Its directories are bind-mounted into the sandbox; host processes never open paths inside once
+commands ran. The kernel frees the loop device when the file system is unmounted, so there is one thing to
+undo.
 """
 
 import os
@@ -14,7 +15,7 @@ import anyio
 from managed_agents.sandbox.backend import SandboxError
 
 COMMAND_SECONDS = 60.0
-MOUNT_OPTIONS = "loop,nosuid,nodev,noatime,noinit_itable"
+MOUNT_OPTIONS = "loop,nosuid,nodev,noatime,noinit_itable,discard"
 
 
 def supported() -> bool:
@@ -42,8 +43,8 @@ async def create(image: Path, size_bytes: int) -> None:
     partial = image.with_suffix(".part")
     with partial.open("wb") as file:
         file.truncate(size_bytes)
-    # Nothing is written ahead: a fresh disk takes a few megabytes of the host, whatever its size. No journal: after a
-    # crash of the host the sandbox is restored from its snapshot, not from this file.
+    # Nothing is written ahead: a fresh disk takes a few megabytes of the host, whatever its size. No
+    # journal: after a crash of the host the sandbox is restored from its snapshot, not from this file.
     features = ("-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0")
     await _run("mkfs.ext4", "-q", "-F", *features, str(partial))
     partial.rename(image)
@@ -52,15 +53,16 @@ async def create(image: Path, size_bytes: int) -> None:
 async def mount(image: Path, target: Path) -> None:
     """Mount the disk. Repeating is safe."""
     target.mkdir(exist_ok=True)
-    if not os.path.ismount(target):  # noqa: ASYNC240 - one stat
+    if not os.path.ismount(target):
         await _run("mount", "-t", "ext4", "-o", MOUNT_OPTIONS, str(image), str(target))
 
 
 async def unmount(target: Path) -> None:
     """Unmount the disk. Repeating is safe."""
-    if os.path.ismount(target):  # noqa: ASYNC240 - one stat
+    if os.path.ismount(target):
         try:
             await _run("umount", str(target))
         except SandboxError:
-            # Still busy for a moment after the container's end: detach now, the kernel finishes when the last user goes.
+            # Still busy for a moment after the container's end: detach now, the kernel finishes when the
+            # last user goes.
             await _run("umount", "--lazy", str(target))

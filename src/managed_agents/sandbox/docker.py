@@ -1,7 +1,9 @@
-"""The `docker` backend: one hardened container a sandbox, the runner as its main process, no engine call per tool call.
+"""The `docker` backend: one hardened container a sandbox, the runner as its main process, no engine call
+per tool call.
 
-The engine's labels are the list of sandboxes; this process keeps none. A worker that dies in the midst of `provision`
-leaves a container without the `ready` mark in its directory: the next `provision` makes it anew, the collector removes it.
+The engine's labels are the list of sandboxes; this process keeps none. A worker that dies in the midst of
+`provision` leaves a container without the `ready` mark in its directory: the next `provision` makes it
+anew, the collector removes it.
 """
 
 import hashlib
@@ -9,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,15 @@ import anyio.to_thread
 from aiodocker.containers import DockerContainer
 
 from managed_agents.sandbox import disk, layout, seccomp
-from managed_agents.sandbox.backend import Capability, Labelled, SandboxError, SandboxGone, SandboxKey, SandboxSpec
+from managed_agents.sandbox.backend import (
+    Capability,
+    Known,
+    Labelled,
+    SandboxError,
+    SandboxGone,
+    SandboxKey,
+    SandboxSpec,
+)
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.handle import RunnerSandbox
 
@@ -40,13 +50,13 @@ _MOUNTS = {
     "tmp": "/tmp",
     "session": "/mnt/session",
     "memory": "/mnt/memory",
-}  # noqa: S108
+}
 
 DiskMode = Literal["auto", "loop", "volume"]
 
 
 @asynccontextmanager
-async def _engine(what: str) -> AsyncIterator[None]:
+async def _engine(what: str) -> AsyncGenerator[None]:
     """Bound a request to the engine and translate its failures."""
     try:
         with anyio.fail_after(ENGINE_SECONDS):
@@ -70,7 +80,9 @@ class DockerBackend:
         runtime: str | None = None,
         disk_mode: DiskMode = "auto",
     ) -> None:
-        """`installation` keeps several on one engine apart. `disk_mode` "auto": sized disks as root, else volumes."""
+        """`installation` keeps several on one engine apart. `disk_mode` "auto": sized disks as root, else
+        volumes.
+        """
         self._installation = installation
         self._data_dir, self._run_dir = data_dir, run_dir
         self._uid_base, self._runtime = uid_base, runtime
@@ -83,7 +95,7 @@ class DockerBackend:
         return frozenset({*every, "disk"} if self._sized else every)
 
     @property
-    def _client(self) -> aiodocker.Docker:
+    def _client(self) -> Any:  # the library's annotations are partial
         if self._docker is None:
             self._docker = aiodocker.Docker()
         return self._docker
@@ -141,10 +153,13 @@ class DockerBackend:
         return f"{self.container_name(id, generation)}-{name}"
 
     async def _prepare_volumes(self, spec: SandboxSpec, uid: int) -> None:
-        """Make volumes and, because only the engine may write to them, have a short-lived container own them out."""
+        """Make volumes and, because only the engine may write to them, have a short-lived container own
+        them out.
+        """
         script = (
-            "cd /volumes && chmod 755 workspace home memory session && chmod 1777 tmp && chmod 700 state && cd session && "
-            f"mkdir uploads skills outputs tool_outputs && chown {uid}:{uid} outputs tool_outputs ../workspace ../home"
+            "cd /volumes && chmod 755 workspace home memory session && chmod 1777 tmp && chmod 700 state && "
+            "cd session && mkdir uploads skills outputs tool_outputs && "
+            f"chown {uid}:{uid} outputs tool_outputs ../workspace ../home"
         )
         names = [*_MOUNTS, "state"]
         binds = [f"{self._volume(spec.id, spec.generation, name)}:/volumes/{name}" for name in names]
@@ -185,14 +200,15 @@ class DockerBackend:
     def _binds(self, spec: SandboxSpec, places: layout.Places) -> list[str]:
         if self._sized:
             sources = {name: str(places.home / "disk" / name) for name in _MOUNTS}
-            state = str(places.state)
+            state, mode = str(places.state), "rw"
         else:
             sources = {name: self._volume(spec.id, spec.generation, name) for name in _MOUNTS}
-            state = self._volume(spec.id, spec.generation, "state")
+            # Else the engine would give an empty volume the owner its directory has in the image.
+            state, mode = self._volume(spec.id, spec.generation, "state"), "rw,nocopy"
         code = layout.install_runner(self._data_dir)
         return [
-            *(f"{sources[name]}:{target}:rw" for name, target in _MOUNTS.items()),
-            f"{state}:{STATE_DIRECTORY}:rw",
+            *(f"{sources[name]}:{target}:{mode}" for name, target in _MOUNTS.items()),
+            f"{state}:{STATE_DIRECTORY}:{mode}",
             f"{places.run}:{SOCKET_DIRECTORY}:rw",
             f"{code}:{CODE_DIRECTORY}:ro",
         ]
@@ -241,7 +257,8 @@ class DockerBackend:
         """Return the container, None when there is none."""
         try:
             async with _engine("look up a container"):
-                return await self._client.containers.get(self.container_name(id, generation))
+                found: DockerContainer = await self._client.containers.get(self.container_name(id, generation))
+                return found
         except SandboxError as error:
             if isinstance(error.__cause__, aiodocker.DockerError) and error.__cause__.status == 404:
                 return None
@@ -259,7 +276,7 @@ class DockerBackend:
             if self._sized:
                 await disk.mount(places.home / "disk.img", places.home / "disk")
             async with _engine("start a container"):
-                await container.start()
+                await self._client.containers.container(container.id).start()
         handle = self._handle(id, generation)
         await handle.hello()
         await handle.aclose()
@@ -312,13 +329,13 @@ class DockerBackend:
                     if error.status != 404:
                         raise
 
-    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
+    async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
         found = {(labelled.id, labelled.generation) for labelled in await self.list()}
         # Directories whose container is gone, or was never made.
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - known)
+        orphans = sorted(found - await known())
         for id, generation in orphans:  # noqa: A001
             await self.remove(id, generation)
         return orphans

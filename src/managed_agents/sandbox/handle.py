@@ -50,7 +50,8 @@ class RunnerSandbox:
         return self._generation
 
     async def _persist(self, attempt: Callable[[Exchange], Awaitable[T]]) -> T:
-        """Make an exchange, again and again while the runner lives but cannot be reached. For requests safe to repeat.
+        """Make an exchange, again and again while the runner lives but cannot be reached. For requests safe
+        to repeat.
 
         Raises: SandboxGone.
         """

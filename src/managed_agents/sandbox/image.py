@@ -1,8 +1,8 @@
 """Build the sandbox image: `python -m managed_agents.sandbox.image build`.
 
-From the Dockerfile's public base where an image registry can be reached, else from the distribution's own packages
-through this machine's apt sources (so an operator's mirror is used and no address stands here). The image carries a
-label with the hash of everything it is built from: a second run sees it and skips.
+From the Dockerfile's public base where an image registry can be reached, else from the distribution's own
+packages through this machine's apt sources (so an operator's mirror is used and no address stands here).
+The image carries a label with the hash of everything it is built from: a second run sees it and skips.
 """
 
 import hashlib

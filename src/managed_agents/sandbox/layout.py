@@ -1,4 +1,6 @@
-"""Where a sandbox keeps things: directories on the host, paths inside, the commands' environment, the runner's code."""
+"""Where a sandbox keeps things: directories on the host, paths inside, the commands' environment, the
+runner's code.
+"""
 
 import hashlib
 import os
@@ -59,7 +61,8 @@ def environment(home: str, extra: Mapping[str, str]) -> dict[str, str]:
         "PATH": ":".join(
             [f"{home}/{part}" for part in (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")] + [_SYSTEM_PATH]
         ),
-        # The root file system is read-only: pip falls back to the user's prefix and must be allowed to use it.
+        # The root file system is read-only: pip falls back to the user's prefix and must be allowed to use
+        # it.
         "PIP_BREAK_SYSTEM_PACKAGES": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "NPM_CONFIG_PREFIX": f"{home}/.npm-global",

@@ -1,11 +1,13 @@
 """The `local` backend: a directory and plain processes, for development. No isolation is promised.
 
-The same runner, detached, so that it survives the worker. Where the machine allows (root, or user namespaces) it gets a
-mount and a pid namespace of its own: /workspace and /mnt are the sandbox's, the rest is the machine's own, and the end of
-the runner ends everything it started. Elsewhere ("mapped") the file tools rewrite absolute paths below /workspace and
-/mnt, `bash` starts in the workspace's real directory, and what a command left behind is the user's to find.
+The same runner, detached, so that it survives the worker. Where the machine allows (root, or user
+namespaces) it gets a mount and a pid namespace of its own: /workspace and /mnt are the sandbox's, the rest
+is the machine's own, and the end of the runner ends everything it started. Elsewhere ("mapped") the file
+tools rewrite absolute paths below /workspace and /mnt, `bash` starts in the workspace's real directory, and
+what a command left behind is the user's to find.
 """
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -13,7 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +23,18 @@ import anyio
 import anyio.to_thread
 
 from managed_agents.sandbox import layout
-from managed_agents.sandbox.backend import Capability, Labelled, SandboxError, SandboxGone, SandboxKey, SandboxSpec
+from managed_agents.sandbox.backend import (
+    Capability,
+    Known,
+    Labelled,
+    SandboxError,
+    SandboxGone,
+    SandboxKey,
+    SandboxSpec,
+)
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.docker import split_key
 from managed_agents.sandbox.handle import RunnerSandbox
-from managed_agents.sandbox.runner.config import Config
 
 START_SECONDS = 30.0
 END_SECONDS = 10.0
@@ -35,8 +44,8 @@ CODE = "/.managed-agents"
 
 Isolation = Literal["auto", "namespaces", "none"]
 
-# Runs as the first process of the new pid namespace and stays it, to reap what the runner's commands orphan. $1 is the
-# sandbox's directory, $2 the runner's code; the rest is the runner's command line.
+# Runs as the first process of the new pid namespace and stays it, to reap what the runner's commands
+# orphan. $1 is the sandbox's directory, $2 the runner's code; the rest is the runner's command line.
 _NAMESPACE = r"""
 dir=$1 code=$2; shift 2
 root=$dir/root
@@ -52,7 +61,8 @@ mirror() {
   done
 }
 mirror ""
-mkdir -p "$root/proc" "$root/workspace" "$root/mnt/session" "$root/mnt/memory" "$root/agent" "$root/.managed-agents"
+mkdir -p "$root/proc" "$root/workspace" "$root/mnt/session" "$root/mnt/memory"
+mkdir -p "$root/agent" "$root/.managed-agents"
 mirror /mnt
 mount -t proc proc "$root/proc"
 mount --bind "$dir/workspace" "$root/workspace"
@@ -144,6 +154,8 @@ class LocalBackend:
             record: dict[str, Any] = json.loads((places.home / "sandbox.json").read_text())
             code = layout.install_runner(self._data_dir)
             namespaces = await self._namespaces()
+            if namespaces is not None:
+                (places.home / "namespaces").touch()
             await self._launch(places, self._command(places, record, code, namespaces))
         id, generation = split_key(places.home.name) or ("", 0)  # noqa: A001
         handle = self._handle(id, generation)
@@ -167,11 +179,15 @@ class LocalBackend:
                 "/mnt/session": str(places.home / "session"),
                 "/mnt/memory": str(places.home / "memory"),
             }
-            fields = {**vars(config), "mapped": mapped, "own_pid_namespace": False}
-            fields["workspace"] = mapped["/workspace"]
-            fields["spill"] = f"{mapped['/mnt/session']}/tool_outputs"
-            fields["snapshot"] = [*mapped.values(), home]
-            return [*python, layout.BOOT.format(code), Config(**fields).to_json()]
+            config = dataclasses.replace(
+                config,
+                mapped=mapped,
+                own_pid_namespace=False,
+                workspace=mapped["/workspace"],
+                spill=f"{mapped['/mnt/session']}/tool_outputs",
+                snapshot=[*mapped.values(), home],
+            )
+            return [*python, layout.BOOT.format(code), config.to_json()]
         # A set-user-id program would otherwise give commands root on this machine.
         sealed = ["setpriv", "--no-new-privs"] if shutil.which("setpriv") else []
         inner = ["sh", "-ec", _NAMESPACE, "sh", str(places.home), str(code)]
@@ -182,10 +198,12 @@ class LocalBackend:
         log, pid = shlex.quote(str(places.home / "log")), shlex.quote(str(places.home / "pid"))
         own = f"echo $$ > {pid}; exec {shlex.join(command)}"
         script = f"cd / && setsid sh -c {shlex.quote(own)} </dev/null >{log} 2>&1 &"
-        with anyio.fail_after(START_SECONDS):
+        with anyio.move_on_after(START_SECONDS):
             await anyio.run_process(["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while not (alive(places) and places.socket.exists()):
-                await anyio.sleep(POLL_SECONDS)
+            await _until(lambda: alive(places) and places.socket.exists())
+            return
+        words = (places.home / "log").read_text(errors="replace")[-2000:].strip()
+        raise SandboxError(f"the runner did not start in {START_SECONDS:.0f} s: {words}")
 
     async def attach(self, id: str) -> RunnerSandbox:  # noqa: A002
         generations = [found.generation for found in await self.list() if found.id == id]
@@ -208,11 +226,12 @@ class LocalBackend:
         """Kill the runner and, with namespaces, everything it started."""
         if alive(places):
             # The first asks the runner to end its commands; the second is for one that does not.
-            for number in (signal.SIGTERM, signal.SIGKILL):
+            # With namespaces, killing the first process ends all others, and it takes no other signal.
+            together = (places.home / "namespaces").exists()
+            for number in (signal.SIGKILL,) if together else (signal.SIGTERM, signal.SIGKILL):
                 os.kill(int((places.home / "pid").read_text()), number)
                 with anyio.move_on_after(END_SECONDS / 2):
-                    while alive(places):
-                        await anyio.sleep(POLL_SECONDS)
+                    await _until(lambda: not alive(places))
                     return
             raise SandboxError(f"the runner of {places.home.name} does not end")
 
@@ -223,15 +242,21 @@ class LocalBackend:
             if path.exists():
                 await anyio.to_thread.run_sync(shutil.rmtree, path)
 
-    async def collect_orphans(self, known: set[SandboxKey]) -> Sequence[SandboxKey]:
+    async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
         found: set[tuple[str, int]] = set()
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - known)
+        orphans = sorted(found - await known())
         for orphan in orphans:
             await self.remove(self._places(*orphan))
         return orphans
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Wait for something another process does. The caller bounds it."""
+    while not condition():
+        await anyio.sleep(POLL_SECONDS)
 
 
 def alive(places: layout.Places) -> bool:

@@ -1,8 +1,9 @@
 """Our seccomp profile: what commands may not ask of the kernel even without capabilities.
 
-Old engines allow io_uring, which escapes all other syscall filtering; newer kernels grow calls old engines do not know.
-User namespaces are refused because they hand out capabilities over a large attack surface. `clone3` answers "no such
-call", because its flags cannot be inspected and the C library then falls back to `clone`.
+Old engines allow io_uring, which escapes all other syscall filtering; newer kernels grow calls old engines
+do not know. User namespaces are refused because they hand out capabilities over a large attack surface.
+`clone3` answers "no such call", because its flags cannot be inspected and the C library then falls back to
+`clone`.
 """
 
 from typing import Any

@@ -154,7 +154,8 @@ def tagged(shapes: Mapping[str, Check]) -> Check:
     def check(value: object, path: str) -> None:
         if not isinstance(value, dict):
             raise refuse(path, "Input should be an object")
-        tag = cast("JsonObject", value).get("type")
+        given = cast("JsonObject", value)
+        tag = given.get("type")
         if tag is None:
             raise refuse(at(path, "type"), "Field required")
         inner = shapes.get(tag) if isinstance(tag, str) else None
@@ -164,6 +165,6 @@ def tagged(shapes: Mapping[str, Check]) -> Check:
                 path,
                 f"Input tag '{tag}' found using 'type' does not match any of the expected tags: {expected}",
             )
-        inner(value, path)
+        inner(given, path)
 
     return check

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import anyio
 import click
 import uvicorn
 
@@ -42,7 +43,7 @@ async def serve(
     signing_key: bytes = DEFAULT_KEY,
     on_started: Started | None = None,
 ) -> None:
-    """Serve until cancelled or told to stop by a signal. `on_started` is told the port (0 takes a free one)."""
+    """Serve until cancelled or stopped by a signal. `on_started` is told the port (0 takes a free one)."""
     logging.getLogger("uvicorn.error").addFilter(_not_a_scripted_cut)
     config = uvicorn.Config(
         create_app(script, log_requests=log_requests, signing_key=signing_key),
@@ -57,7 +58,14 @@ async def serve(
         server_header=False,
         backlog=2048,
     )
-    await _Server(config, on_started).serve()
+    server = _Server(config, on_started)
+    try:
+        await server.serve()
+    finally:
+        if any(each.is_serving() for each in server.servers):  # cancelled: uvicorn leaves its sockets open
+            with anyio.CancelScope(shield=True), anyio.move_on_after(2 * SHUTDOWN_SECONDS):
+                server.force_exit = True
+                await server.shutdown()
 
 
 @click.command("scripted-model")
@@ -77,10 +85,10 @@ def scripted_model_command(host: str, port: int, script: Path | None, log_reques
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"scripted model ({loaded.name}) on http://{shown}:{bound}")
 
-    uvicorn_run(host, port, loaded, log_requests, signing_key, on_started)
+    _run(host, port, loaded, log_requests, signing_key, on_started)
 
 
-def uvicorn_run(
+def _run(
     host: str,
     port: int,
     script: Script,

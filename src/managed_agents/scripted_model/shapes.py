@@ -247,7 +247,7 @@ def _tool(value: object, path: str) -> None:
     kind = cast("JsonObject", value).get("type") if isinstance(value, dict) else None
     if kind not in (None, "custom"):
         raise refuse(path, f"Input tag '{kind}' is not served by the scripted model; only custom tools are")
-    _custom_tool(value, f"{path}.custom")
+    _custom_tool(cast("object", value), f"{path}.custom")
 
 
 _display: dict[str, Check] = {"display": nullable(one_of("summarized", "omitted"))}

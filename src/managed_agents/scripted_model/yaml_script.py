@@ -34,22 +34,19 @@ _REQUEST_NAMES = ("last_user_text", "tool_result", "turn", "round", "model")
 _seconds = number(least=0, most=86_400)
 _status = integer(least=400)
 _fail = shape({"status": _status}, {"message": string(min_chars=1), "retry_after": _seconds})
-_WHEN = shape(
-    {},
-    {
-        "last_user_contains": string(min_chars=1),
-        "last_user_matches": string(min_chars=1),
-        "tool_result_contains": string(min_chars=1),
-        "tool_result_matches": string(min_chars=1),
-        "tool_results_count": integer(least=0),
-        "tool_offered": string(min_chars=1),
-        "system_contains": string(min_chars=1),
-        "model": string(min_chars=1),
-        "turn": integer(least=1),
-        "round": integer(least=0),
-        "attempt": integer(least=1),
-    },
-)
+CONDITIONS = {
+    "last_user_contains": string(min_chars=1),
+    "last_user_matches": string(min_chars=1),
+    "tool_result_contains": string(min_chars=1),
+    "tool_result_matches": string(min_chars=1),
+    "tool_results_count": integer(least=0),
+    "tool_offered": string(min_chars=1),
+    "system_contains": string(min_chars=1),
+    "model": string(min_chars=1),
+    "turn": integer(least=1),
+    "round": integer(least=0),
+    "attempt": integer(least=1),
+}
 _ITEM = shape(
     {},
     {
@@ -74,7 +71,7 @@ _ITEM = shape(
 _RULE = shape(
     {},
     {
-        "when": _WHEN,
+        "when": shape({}, CONDITIONS),
         "reply": text_or(list_of(text_or(_ITEM), least=1)),
         "error": _fail,
         "delay": _seconds,
@@ -173,7 +170,9 @@ def _rule(path: str, rule: JsonObject) -> _Rule:
     for pattern in patterns.values():
         known |= {str(i + 1) for i in range(pattern.groups)} | set(pattern.groupindex)
     reply = rule.get("reply")
-    items = [reply] if isinstance(reply, str) else cast("list[object]", reply or [{"fail": rule.get("error")}])
+    items: list[object] = [reply] if isinstance(reply, str) else []
+    items += cast("list[object]", reply) if isinstance(reply, list) else []
+    items += [{"fail": rule["error"]}] if "error" in rule else []
     for index, item in enumerate(items):
         _check_item(f"{path}.reply.{index}", item, known)
     return _Rule(
@@ -189,7 +188,7 @@ def _rule(path: str, rule: JsonObject) -> _Rule:
 def _check_item(path: str, item: object, known: set[str]) -> None:
     if isinstance(item, dict) and len(cast("JsonObject", item)) != 1:
         raise ScriptError(f"{path}: one word an item")
-    for hole in _holes(item):
+    for hole in _holes(cast("object", item)):
         if hole not in known:
             raise ScriptError(
                 f"{path}: ${{{hole}}} is neither a group of the rule's pattern nor one of {', '.join(_REQUEST_NAMES)}"

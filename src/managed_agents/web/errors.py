@@ -73,18 +73,36 @@ def _path(error: ErrorDetails, document: object) -> list[str]:
     """Return where the error is in `document`; names of union members, which pydantic mixes in, are left
     out.
     """
-    path: list[str] = []
-    value: object = document
-    location = error["loc"]
-    for index, part in enumerate(location):
-        if isinstance(value, Mapping) and part in value:
-            value = cast(Mapping[object, object], value)[part]
-        elif isinstance(value, list) and isinstance(part, int):
-            value = cast(list[object], value)[part]
-        elif not (error["type"] == "missing" and index == len(location) - 1):
-            continue
-        path.append(str(part)[:PATH_PART_CHARS_MAX])
-    return path
+    missing = error["type"] == "missing"
+    path = _resolved(document, error["loc"], missing=missing, whole=True)
+    if path is None:
+        path = _resolved(document, error["loc"], missing=missing, whole=False)
+    return [str(part)[:PATH_PART_CHARS_MAX] for part in path or ()]
+
+
+def _resolved(value: object, location: tuple[int | str, ...], *, missing: bool, whole: bool) -> list[int | str] | None:
+    """Follow `location` down `value`, skipping what is not there.
+
+    A union member may be called like a field beside it (`text`): where both readings are possible, the one that
+    can be followed to its end is right. None when `whole` and the last part leads nowhere.
+    """
+    if not location:
+        return []
+    part, rest = location[0], location[1:]
+    if missing and not rest:
+        return [part] if isinstance(value, Mapping) else None
+    fields: Mapping[object, object] = {}
+    if isinstance(value, Mapping):
+        fields = cast(Mapping[object, object], value)
+    elif isinstance(value, list):
+        fields = dict(enumerate(cast(list[object], value)))
+    if part in fields:
+        below = _resolved(fields[part], rest, missing=missing, whole=whole)
+        if below is not None:
+            return [part, *below]
+    if not rest:
+        return None if whole else []
+    return _resolved(cast(object, value), rest, missing=missing, whole=whole)
 
 
 def _encodable(text: str) -> str:

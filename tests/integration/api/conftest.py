@@ -7,20 +7,18 @@ from pathlib import Path
 import httpx
 import pytest
 from anthropic import AsyncAnthropic
-from tests.support.postgres import database_server, database_template, database_url, db
-from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
 
 from managed_agents.api.app import create_app
+from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.db.engine import Database
+from managed_agents.db.listener import Doorbell
+from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.subscribe import Hub
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
-
-__all__ = ["database_server", "database_template", "database_url", "db"]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+from managed_agents.resources.sessions.events_service import SessionEvents
+from managed_agents.resources.sessions.service import Sessions
+from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,15 @@ class Served:
 
 @pytest.fixture
 async def served(db: Database, tmp_path: Path) -> AsyncIterator[Served]:
-    services = Services(db=db, keys=KeyDirectory(db, HMAC_KEY), blobs=None)
+    hub = Hub(db)
+    hints = Hints(hub, Doorbell(db.url))
+    services = Services(
+        db=db,
+        keys=KeyDirectory(db, HMAC_KEY),
+        blobs=LocalBlobStore(tmp_path / "blobs"),
+        sessions=Sessions(db, hints),
+        events=SessionEvents(db, hints, hub),
+    )
     caller = await make_caller(db, "mine")
     stranger = await make_caller(db, "theirs")
     async with listening(create_app(services)) as base_url:
@@ -68,5 +74,5 @@ async def stranger(served: Served) -> AsyncIterator[AsyncAnthropic]:
 
 @pytest.fixture
 async def raw(served: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=served.base_url, timeout=30.0, trust_env=False) as made:
+    async with httpx.AsyncClient(base_url=served.base_url, timeout=30.0, trust_env=False, verify=False) as made:
         yield made

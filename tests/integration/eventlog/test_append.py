@@ -140,13 +140,12 @@ async def test_a_session_locked_by_someone_else_does_not_hold_up_the_others(db: 
     workspace_id = await sessions.workspace(db)
     slow, slow_thread = await sessions.session(db, workspace_id, owner=OWNER, epoch=3)
     fast, fast_thread = await sessions.session(db, workspace_id, owner=OWNER, epoch=3)
-    async with appender(db) as writer, anyio.create_task_group() as tasks:
-        async with db.transaction() as tx:
-            await log.lock(tx, slow)
-            tasks.start_soon(writer.append, group(slow, [message(slow_thread)]))
-            with anyio.fail_after(3):
-                await writer.append(group(fast, [message(fast_thread)]))
-            assert await rows(db, slow) == []
+    async with appender(db) as writer, anyio.create_task_group() as tasks, db.transaction() as tx:
+        await log.lock(tx, slow)
+        tasks.start_soon(writer.append, group(slow, [message(slow_thread)]))
+        with anyio.fail_after(3):
+            await writer.append(group(fast, [message(fast_thread)]))
+        assert await rows(db, slow) == []
     assert len(await rows(db, slow)) == 1
 
 

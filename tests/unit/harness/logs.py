@@ -24,7 +24,7 @@ def stored(events: Iterable[NewEvent]) -> list[StoredEvent]:
     ]
 
 
-def queued(event_type: str, event_id: str, text: str = "hello") -> QueuedEvent:
+def queued(event_type: str, event_id: str, text: str = "hello", *, inbox_seq: int = 1) -> QueuedEvent:
     """A client event that waits."""
     payload = {"type": event_type, "id": event_id, "content": [{"type": "text", "text": text}]}
-    return QueuedEvent("sesn_1", 1, event_id, "sthr_1", event_type, orjson.dumps(payload))
+    return QueuedEvent("sesn_1", inbox_seq, event_id, "sthr_1", event_type, orjson.dumps(payload))

@@ -123,8 +123,17 @@ def test_an_interrupt_closes_pending_calls_and_ends_the_turn() -> None:
     assert step.ends_turn
 
 
+def test_an_interrupt_of_a_period_that_has_not_begun_ends_what_was_sent_before_it() -> None:
+    before, interrupt, after = MESSAGE, queued("user.interrupt", "i", inbox_seq=2), queued("user.message", "n", inbox_seq=3)
+    step = step_after(ev.running(THREAD, "a"), [before, interrupt, after])
+    assert step == Interrupt((before, interrupt), (), ends_turn=True, more=True)
+    assert step_after(ev.running(THREAD, "a"), [before, interrupt]) == Interrupt(
+        (before, interrupt), (), ends_turn=True, more=False
+    )
+
+
 def test_an_interrupt_of_an_idle_session_ends_nothing() -> None:
-    assert step_after([], [INTERRUPT]) == Interrupt((INTERRUPT,), (), ends_turn=False)
+    assert step_after([], [INTERRUPT]) == Interrupt((INTERRUPT,), (), ends_turn=False, more=False)
 
 
 def test_after_an_interrupt_the_queued_message_starts_a_new_turn() -> None:
@@ -144,7 +153,7 @@ def test_a_rescheduled_session_waits_for_its_time_but_not_for_an_interrupt() -> 
     events += ev.rescheduled(THREAD, "a")
     assert step_after(events, [MESSAGE], due=2.5) == Park(2.5)
     assert step_after(events, due=-0.1) == RequestModel((), opens_period=True)
-    assert step_after(events, [INTERRUPT], due=2.5) == Interrupt((INTERRUPT,), (), ends_turn=True)
+    assert step_after(events, [INTERRUPT], due=2.5) == Interrupt((INTERRUPT,), (), ends_turn=True, more=False)
 
 
 def test_a_refusal_is_told_with_its_details() -> None:

@@ -10,7 +10,12 @@ from managed_agents.harness.transcript import Transcript, build_request
 from tests.unit.harness.logs import queued, stored
 from tests.unit.harness.test_decide import THREAD, TOOLSET, answered, bash
 
-AGENT: dict[str, Any] = {"name": "a", "system": "Be kind.", "model": {"id": "claude-opus-5"}, "tools": TOOLSET}
+AGENT: dict[str, Any] = {
+    "name": "a",
+    "system": "Be kind.",
+    "model": {"id": "claude-opus-5", "effort": {"type": "low"}, "speed": "standard"},
+    "tools": TOOLSET,
+}
 
 
 def messages_of(events: list[NewEvent]) -> list[dict[str, Any]]:
@@ -64,7 +69,7 @@ def test_the_same_log_gives_the_same_bytes_however_it_was_read() -> None:
         transcript.for_request()  # asking in between changes nothing
         for row in rows[upto:]:
             transcript.apply(row)
-        return orjson.dumps(build_request(AGENT, transcript, max_tokens=1000, uploads=()))
+        return orjson.dumps(build_request(AGENT, transcript, max_tokens=1000, takes_effort=True, uploads=()))
 
     assert len({request(upto) for upto in range(len(rows) + 1)}) == 1
 
@@ -72,10 +77,18 @@ def test_the_same_log_gives_the_same_bytes_however_it_was_read() -> None:
 def test_only_enabled_tools_are_offered_and_the_outputs_directory_is_named_with_them() -> None:
     off = {"name": "bash", "type": "bash", "enabled": False, "permission_policy": {"type": "always_allow"}}
     agent = {**AGENT, "tools": [{**TOOLSET[0], "configs": [off]}]}
-    request = build_request(agent, Transcript(), max_tokens=10, uploads=["/mnt/session/uploads/a.csv"])
+    request = build_request(agent, Transcript(), max_tokens=10, takes_effort=False, uploads=["/mnt/session/uploads/a.csv"])
     assert [tool["name"] for tool in request["tools"]] == ["edit", "glob", "grep", "read", "write"]
     assert "/mnt/session/outputs/" in request["system"]
     assert "/mnt/session/uploads/a.csv" in request["system"]
-    plain = build_request({**AGENT, "tools": []}, Transcript(), max_tokens=10, uploads=())
+    plain = build_request({**AGENT, "tools": []}, Transcript(), max_tokens=10, takes_effort=False, uploads=())
     assert plain["system"] == "Be kind."
     assert "tools" not in plain
+
+
+def test_effort_speed_and_geo_are_passed_on_where_the_model_takes_them() -> None:
+    fast = {"id": "m", "effort": {"type": "max"}, "speed": "fast", "inference_geo": "us"}
+    request = build_request({**AGENT, "model": fast}, Transcript(), max_tokens=10, takes_effort=True, uploads=())
+    assert (request["output_config"], request["speed"], request["inference_geo"]) == ({"effort": "max"}, "fast", "us")
+    plain = build_request(AGENT, Transcript(), max_tokens=10, takes_effort=False, uploads=())
+    assert not {"output_config", "speed", "inference_geo"} & set(plain)

@@ -166,7 +166,7 @@ async def usable_for_session(tx: Tx, workspace_id: str, environment_id: str) -> 
 
     Raises `NotFound` and, for an archived one, `InvalidRequest`, both naming `environment_id`.
     """
-    environment = await _select(tx, workspace_id, environment_id)
+    environment = await _select(tx, workspace_id, environment_id, keep=True)
     if environment is None:
         raise NotFound(f"environment_id: {environment_id[:100]} not found", error_code="environment_not_found")
     if environment.archived_at is not None:
@@ -190,11 +190,18 @@ def _environment(row: Sequence[Any]) -> Environment:
     return Environment(*row)
 
 
-async def _select(tx: Tx, workspace_id: str, environment_id: str, *, lock: bool = False) -> Environment | None:
+async def _select(
+    tx: Tx, workspace_id: str, environment_id: str, *, lock: bool = False, keep: bool = False
+) -> Environment | None:
+    """`lock` is for who will change the row; `keep` only holds off its deletion until the transaction ends."""
     if not ids.has_prefix(environment_id, ids.ENVIRONMENT):
         return None
     statement = select(*_COLUMNS).where(EnvironmentRow.id == environment_id, EnvironmentRow.workspace_id == workspace_id)
-    row = (await tx.execute(statement.with_for_update() if lock else statement)).one_or_none()
+    if lock:
+        statement = statement.with_for_update()
+    elif keep:
+        statement = statement.with_for_update(read=True, key_share=True)
+    row = (await tx.execute(statement)).one_or_none()
     return None if row is None else _environment(row)
 
 

@@ -61,6 +61,7 @@ _DOOMED = text(f"""
            OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation))
     ORDER BY created_at LIMIT 50
 """)
+_WORKERS = text("SELECT count(*) FROM workers WHERE host = :host")
 _KNOWN = text("SELECT id, generation FROM sandboxes WHERE host = :host AND state <> 'destroyed'")
 
 
@@ -111,3 +112,8 @@ async def known(tx: Tx, *, host: str) -> set[tuple[str, int]]:
     """Id and generation of every sandbox that may exist on this host."""
     rows: Sequence[tuple[str, int]] = [(row.id, row.generation) for row in await tx.execute(_KNOWN, {"host": host})]
     return set(rows)
+
+
+async def workers_on(tx: Tx, *, host: str) -> int:
+    """Registered workers of this host."""
+    return (await tx.execute(_WORKERS, {"host": host})).scalar_one()

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Database, Tx
@@ -17,7 +18,7 @@ from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.sessions import inputs
 from managed_agents.resources.sessions.present import thread_json
 from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents
-from managed_agents.resources.sessions.service import not_found
+from managed_agents.resources.sessions.service import check_id, not_found
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
@@ -39,6 +40,7 @@ class SessionEvents:
         Raises:
             NotFound, InvalidRequest: nothing was accepted.
         """
+        check_id(session_id)
         async with self.db.transaction() as tx:
             head = await log.lock(tx, session_id, workspace_id=workspace_id)
             if head is None or head.deleted:
@@ -100,19 +102,18 @@ class SessionEvents:
         """One thread. Raises NotFound."""
         async with self.db.autocommit() as tx:
             await _session(tx, workspace_id, session_id)
-            row = (
-                await tx.execute(
-                    select(THREADS, func.clock_timestamp().label("at")).where(
-                        THREADS.c.session_id == session_id, THREADS.c.id == thread_id
-                    )
-                )
-            ).one_or_none()
+            row = None
+            if ids.has_prefix(thread_id, ids.THREAD):
+                statement = select(THREADS, func.clock_timestamp().label("at"))
+                statement = statement.where(THREADS.c.session_id == session_id, THREADS.c.id == thread_id)
+                row = (await tx.execute(statement)).one_or_none()
         if row is None:
             raise NotFound(f"Thread {thread_id[:100]} not found", error_code="thread_not_found")
         return thread_json(row, row.at)
 
 
 async def _session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
+    check_id(session_id)
     row = (
         await tx.execute(
             select(SESSIONS.c.primary_thread_id, SESSIONS.c.last_seq, SESSIONS.c.last_inbox_seq).where(

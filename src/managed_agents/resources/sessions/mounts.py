@@ -17,6 +17,7 @@ from managed_agents.resources.sessions.tables import RESOURCES
 
 UPLOADS = "/mnt/session/uploads"
 PATH_CHARS_MAX = 1024
+NAME_BYTES_MAX = 255  # of one name, on any usual file system
 
 
 def upload_path(mount_path: str | None, file_id: str, where: str) -> str:
@@ -31,6 +32,8 @@ def upload_path(mount_path: str | None, file_id: str, where: str) -> str:
         raise InvalidRequest(f"{where}.mount_path: at most {PATH_CHARS_MAX} characters are allowed")
     if ".." in inner.split("/"):
         raise InvalidRequest(f"{where}.mount_path: {mount_path!r} escapes /uploads/")
+    if any(len(part.encode()) > NAME_BYTES_MAX for part in inner.split("/")):
+        raise InvalidRequest(f"{where}.mount_path: a name in it is longer than {NAME_BYTES_MAX} bytes")
     path = posixpath.normpath(f"{UPLOADS}/{inner.strip('/')}")
     if path == UPLOADS or any(ord(char) < 32 for char in path):
         raise InvalidRequest(f"{where}.mount_path: Input should be the path of a file")

@@ -57,7 +57,8 @@ def resource_json(row: Any) -> Json:
 def thread_json(row: Any, at: datetime) -> Json:
     """A thread. `stats` is null before the first status transition, `usage` before the first idle."""
     state = thread_state_of(row)
-    ended = at if row.archived_at is None else row.updated_at
+    # A terminated thread's row is not written again.
+    ended = row.updated_at if state.status == "terminated" else at
     active = state.active.until(at)
     stats: Json | None = None
     if state.started_at is not None:

@@ -25,8 +25,9 @@ def _refusal(what: str) -> PydanticCustomError:
     return PydanticCustomError("not_served", "{what} is not served yet by this server", {"what": what})
 
 
-def _kind(value: Any) -> object:
-    return cast(dict[str, object], value).get("type") if isinstance(value, dict) else None
+def _kind(value: Any) -> str | None:
+    kind = cast(dict[str, object], value).get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def event(value: Any) -> Any:

@@ -35,6 +35,12 @@ def not_found(session_id: str) -> NotFound:
     return NotFound(f"Session {session_id[:100]} not found")
 
 
+def check_id(session_id: str) -> None:
+    """Refuse what cannot be a session's id before it reaches the database (a NUL in it, say). Raises NotFound."""
+    if not ids.has_prefix(session_id, ids.SESSION):
+        raise not_found(session_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Sessions:
     """The commands of one process."""
@@ -179,6 +185,7 @@ class Sessions:
 
 
 async def _lock(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
+    check_id(session_id)
     head = await log.lock(tx, session_id, workspace_id=workspace_id)
     if head is None or head.deleted:
         raise not_found(session_id)
@@ -193,6 +200,7 @@ def _busy(head: log.Head) -> str | None:
 
 
 async def _read(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Json:
+    check_id(session_id)
     row = (
         await tx.execute(
             select(SESSIONS, func.clock_timestamp().label("at")).where(

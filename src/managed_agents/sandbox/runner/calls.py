@@ -1,7 +1,7 @@
 """Tool calls: begun once, attached to by whoever asks again, cancelled, kept until acknowledged.
 
-Invariant: between begin and acknowledge a tool use id runs once, however often and by whomever it is asked for. An
-acknowledged id is remembered (bounded) and refused, for a frozen owner that wakes up late.
+Invariant: between begin and acknowledge a tool use id runs once, however often and by whomever it is asked
+for. An acknowledged id is remembered (bounded) and refused, for a frozen owner that wakes up late.
 """
 
 from __future__ import annotations

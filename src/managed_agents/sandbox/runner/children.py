@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from . import frames
 from .config import Config
 
+BEGIN_SECONDS_MAX = 10.0
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from {0} import zygote; zygote.main(int(sys.argv[2]), sys.argv[3])"
 
@@ -64,6 +64,19 @@ class Channel:
             raise ChildFailed(str(header.get("code", "failed")), str(header.get("message", "")))
         return header, body
 
+    async def begun(self, seconds: float) -> bool:
+        """Wait for the fork's first frame. Raises: ChildFailed when there is no process for a fork."""
+        first = asyncio.ensure_future(self.receive())
+        try:
+            await asyncio.wait([first], timeout=seconds)
+            return first.done() and first.result()[0].get("op") == "begun"
+        except ChildFailed as error:
+            if error.code != "ended":
+                raise
+            return False
+        finally:
+            first.cancel()
+
     async def receive_message(self) -> tuple[frames.Header, bytes]:
         """Read a whole message, at most `MESSAGE_BYTES_MAX`."""
         header, body = await self.receive()
@@ -94,6 +107,7 @@ class Children:
         top = os.path.abspath(__file__)
         for _ in range(package.count(".") + 2):
             top = os.path.dirname(top)
+        uid = self._config.uid
         command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT.format(package), top]
         command += [str(theirs.fileno()), self._config.to_json()]
         try:
@@ -104,7 +118,9 @@ class Children:
                 env=self._config.environment,
                 cwd="/",
                 start_new_session=True,
-                **identity(self._config),
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else [],
             )
         except OSError:
             ours.close()
@@ -136,20 +152,34 @@ class Children:
             socket.send_fds(self._control, [b"x"], [sock.fileno()])
 
     @asynccontextmanager
-    async def open(self, header: frames.Header) -> AsyncIterator[Channel]:
-        """Have a fork serve the request `header`. Leaving closes the socket, which ends a fork still at work."""
+    async def open(self, header: frames.Header) -> AsyncGenerator[Channel]:
+        """Have a fork serve the request `header`. Leaving closes the socket, which ends a fork still at
+        work.
+        """
+        sock = await self._begin(header, retry=True)
+        with sock:
+            yield Channel(sock)
+
+    async def _begin(self, header: frames.Header, *, retry: bool) -> socket.socket:
+        """Return a socket on which a fork said that it begins.
+
+        A command of the same uid may kill or stop the process at any moment. What has not begun by then is
+        given to its successor; what has begun is not, or it might run twice.
+        """
         ours, theirs = socket.socketpair()
-        with ours:
+        try:
             with theirs:
                 ours.setblocking(False)
                 self._hand_over(theirs)
             channel = Channel(ours)
             await channel.send(header)
-            yield channel
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """Return the `Popen` arguments that make a process the commands'."""
-    if config.uid is None:
-        return {}
-    return {"user": config.uid, "group": config.uid, "extra_groups": []}
+            if await channel.begun(min(float(header["seconds"]), BEGIN_SECONDS_MAX)):
+                return ours
+        except BaseException:
+            ours.close()
+            raise
+        ours.close()
+        self.stop()
+        if not retry:
+            raise ChildFailed("ended", "the process of the file tools does not answer")
+        return await self._begin(header, retry=False)

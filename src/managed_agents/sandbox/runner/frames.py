@@ -1,9 +1,9 @@
 """Frames: how host and runner, and the runner and its file children, talk.
 
-A frame is u32 header length, u32 body length, a JSON header, raw bytes. A message is one frame, or one followed by `data`
-frames of the same stream; every frame but the last carries `more: true`. Streams are numbered by the client and share a
-connection. A sender may have `WINDOW_BYTES` of bodies under way on a stream; the receiver returns credit as it consumes,
-so one slow stream never holds up the others.
+A frame is u32 header length, u32 body length, a JSON header, raw bytes. A message is one frame, or one
+followed by `data` frames of the same stream; every frame but the last carries `more: true`. Streams are
+numbered by the client and share a connection. A sender may have `WINDOW_BYTES` of bodies under way on a
+stream; the receiver returns credit as it consumes, so one slow stream never holds up the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The runner's memory across restarts of the same sandbox: calls begun, outcomes not yet acknowledged, highest epoch.
+"""The runner's memory across restarts of the same sandbox: calls begun, outcomes not yet acknowledged,
+highest epoch.
 
-One file a call, in a directory only uid 0 can read, on a disk the commands cannot fill. A file says `running` from before
-the call starts until its outcome replaces it by rename. Found at start, `running` means the runner died in the midst: the
-call gets an error outcome and is not run again.
+One file a call, in a directory only uid 0 can read, on a disk the commands cannot fill. A file says
+`running` from before the call starts until its outcome replaces it by rename. Found at start, `running`
+means the runner died in the midst: the call gets an error outcome and is not run again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def error_outcome(message: str) -> Outcome:
 
 
 class Journal:
-    """Bounded by number and bytes. Small outcomes are kept in memory as well, so that a warm call reads nothing."""
+    """Bounded by number and bytes. Small outcomes are kept in memory as well, so that a warm call reads
+    nothing.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory

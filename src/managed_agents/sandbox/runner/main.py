@@ -1,4 +1,6 @@
-"""Start: `python3 -I -S -B -c "import sys; sys.path.insert(0, DIR); from runner import main; main.main()" CONFIG`."""
+"""Start: `python3 -I -S -B -c "import sys; sys.path.insert(0, DIR); from runner import main; main.main()"
+CONFIG`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import fcntl
 import gc
 import os
 import signal
-import stat
 import sys
 
 from .config import Config
@@ -27,8 +28,6 @@ async def serve(config: Config) -> None:
         connections.add(task)
         task.add_done_callback(connections.discard)
 
-    if os.path.exists(config.socket) and stat.S_ISSOCK(os.lstat(config.socket).st_mode):
-        os.unlink(config.socket)  # of an earlier run of this sandbox; a client holding it sees its connections end
     runner.calls.children.start()
     gc.collect()
     gc.freeze()
@@ -44,10 +43,12 @@ async def serve(config: Config) -> None:
 
 def main() -> None:
     """Run with the configuration given as the last argument."""
-    os.umask(0o077)
+    os.umask(0o022)
     config = Config.from_json(sys.argv[-1])
     os.makedirs(config.state, mode=0o700, exist_ok=True)
     # Held until this process ends, so that others can tell whether it lives. Its children do not inherit it.
     with open(os.path.join(config.state, "alive"), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(config.socket):
+            os.unlink(config.socket)  # of an earlier run of this sandbox
         asyncio.run(serve(config))

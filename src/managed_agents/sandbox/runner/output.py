@@ -1,4 +1,6 @@
-"""What a command prints: a bounded head and tail in memory, everything up to a bound on disk, a preview for the model."""
+"""What a command prints: a bounded head and tail in memory, everything up to a bound on disk, a preview for
+the model.
+"""
 
 from __future__ import annotations
 

@@ -179,7 +179,8 @@ def _ripgrep(program: str, pattern: str, root: str) -> list[Block]:
                 return matches.content(f"[stopped after {GREP_SECONDS_MAX:.0f} s]")
             chunk = os.read(process.stdout.fileno(), 65536)
             *complete, pending = (pending + chunk).split(b"\n")
-            # A line without end must not fill the memory: what exceeds the bound is cut from the display anyway.
+            # A line without end must not fill the memory: what exceeds the bound is cut from the display
+            # anyway.
             pending = pending[: 8 * GREP_LINE_CHARS_MAX]
             if not all(matches.add(line) for line in complete):
                 process.kill()

@@ -1,7 +1,7 @@
 """Frames in, answers out: one `Connection` per client, many streams on each.
 
-A client that goes away takes nothing with it: calls go on, their outcomes wait. A stream has credit in both directions;
-who exceeds it loses the connection.
+A client that goes away takes nothing with it: calls go on, their outcomes wait. A stream has credit in both
+directions; who exceeds it loses the connection.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from . import frames
 from .calls import Calls, Refused
@@ -195,7 +195,8 @@ class Runner:
         seconds = header.get("deadline_seconds")
         if not isinstance(arguments, dict) or not isinstance(seconds, (int, float)) or seconds <= 0:
             raise Refused("bad_request", "input must be an object and deadline_seconds positive")
-        self.calls.begin(_id(header), str(header.get("name")), arguments, float(seconds))
+        given = cast("dict[str, Any]", arguments)
+        self.calls.begin(_id(header), str(header.get("name")), given, float(seconds))
         await self._answer(stream, _id(header))
 
     async def _attach(self, stream: Stream, header: frames.Header) -> None:

@@ -1,8 +1,9 @@
 """The persistent shell behind `bash`.
 
-One bash reads NUL-terminated commands from a descriptor of its own, evaluates each with stdin from /dev/null, and reports
-the status on another. A call ends with that report, or with the shell's death; never with the end of its output, because
-a background process may hold the pipe for hours. Commands do not inherit the two descriptors.
+One bash reads NUL-terminated commands from a descriptor of its own, evaluates each with stdin from
+/dev/null, and reports the status on another. A call ends with that report, or with the shell's death; never
+with the end of its output, because a background process may hold the pipe for hours. Commands do not
+inherit the two descriptors.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import os
 import signal
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from .children import identity
 from .config import Config
 
 _DRIVER = r"""
@@ -24,22 +25,28 @@ echo 500 2>/dev/null >/proc/self/oom_score_adj
 cd -- "$1" || cd /
 set --
 while IFS= builtin read -r -d '' -u "$__commands" __command; do
+  builtin printf B >&"$__status"
   builtin eval 'builtin eval "$__command"' \
     "</dev/null >&$__output 2>&1 $__commands<&- $__status>&- $__output>&-"
   builtin printf '%s\0' "$?" >&"$__status"
 done
 """
+BASH = "/bin/bash" if os.path.exists("/bin/bash") else "bash"
 READ_BYTES = 64 * 1024
 END_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its status, or what happened to the shell instead."""
+    """How a command ended: its status, or what happened to the shell instead.
+
+    `begun` is False when the shell was dead or dying before: the command did not run.
+    """
 
     status: int | None
     timed_out: bool = False
     shell_ended: bool = False
+    begun: bool = True
 
 
 class Shell:
@@ -52,6 +59,7 @@ class Shell:
         self._sink: Callable[[bytes], None] | None = None
         self._reading = False
         self._late = bytearray()
+        self._begun = False
 
     @property
     def running(self) -> bool:
@@ -59,6 +67,7 @@ class Shell:
 
     async def start(self) -> None:
         """Start the shell. Raises: OSError when no process can be made."""
+        uid = self._config.uid
         commands_read, self._commands = os.pipe()
         self._status, status_write = os.pipe()
         self._output, output_write = os.pipe()
@@ -66,7 +75,7 @@ class Shell:
         numbers = f"__commands={commands_read} __status={status_write} __output={output_write}"
         try:
             self._process = await asyncio.create_subprocess_exec(
-                "/bin/bash" if os.path.exists("/bin/bash") else "bash",
+                BASH,
                 "--noprofile",
                 "--norc",
                 "-c",
@@ -81,7 +90,9 @@ class Shell:
                 cwd="/",
                 start_new_session=True,
                 umask=0o022,
-                **identity(self._config),
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else [],
             )
         except OSError:
             self._close()
@@ -116,7 +127,8 @@ class Shell:
         elif self._sink is not None:
             self._sink(data)
         elif len(self._late) < READ_BYTES:
-            # Between calls background processes must not block on a full pipe; the next call shows what they said.
+            # Between calls background processes must not block on a full pipe; the next call shows what
+            # they said.
             self._late += data
         return len(data)
 
@@ -131,12 +143,19 @@ class Shell:
     async def run(self, command: str, seconds: float, sink: Callable[[bytes], None]) -> Ended:
         """Run one command; its output goes to `sink` as it comes.
 
-        Raises: OSError when no shell can be started. When cancelled the shell is killed with its process group.
+        Raises: OSError when no shell can be started. When cancelled the shell is killed with its process
+        group.
         """
         if not self.running:
             await self.close()
             await self.start()
-        assert self._process is not None
+        ended = await self._run(command, seconds, sink)
+        if not ended.begun:
+            await self.start()
+            ended = await self._run(command, seconds, sink)
+        return ended
+
+    async def _run(self, command: str, seconds: float, sink: Callable[[bytes], None]) -> Ended:
         if self._late:
             sink(bytes(self._late))
             self._late.clear()
@@ -144,7 +163,7 @@ class Shell:
         ended: Ended | None = None
         try:
             ended = await self._evaluate(command, seconds)
-            if ended.status is not None:
+            if not ended.shell_ended:
                 self._drain()
             return ended
         finally:
@@ -154,6 +173,7 @@ class Shell:
 
     async def _evaluate(self, command: str, seconds: float) -> Ended:
         assert self._process is not None
+        self._begun = False
         exited = asyncio.ensure_future(self._process.wait())
         reported = asyncio.ensure_future(self._report(command.encode(errors="surrogateescape") + b"\0"))
         both = (reported, exited)
@@ -164,7 +184,8 @@ class Shell:
             if reported.done() or exited.done():
                 await exited
                 self._drain()
-                return Ended(exited.result(), shell_ended=True)
+                reported.cancel()
+                return Ended(exited.result(), shell_ended=True, begun=self._begun or self._said_begun())
             return Ended(None, timed_out=True)
         finally:
             for task in both:
@@ -206,15 +227,24 @@ class Shell:
                 await self._process.wait()
                 return None
             raw += chunk
-        digits = raw[:-1]
+            self._begun = self._begun or raw.startswith(b"B")
+        digits = raw[1:-1]
         return int(digits) if digits.isdigit() and len(digits) <= 3 else 255
+
+    def _said_begun(self) -> bool:
+        """Look at a report that came together with the shell's end."""
+        try:
+            return os.read(self._status, 64).startswith(b"B")
+        except BlockingIOError:
+            return False  # someone else still holds the other end
 
     async def close(self) -> None:
         """Kill the shell with its process group and forget it."""
         process, self._process = self._process, None
         # A shell that ended by itself leaves its background processes running, as a terminal does.
         if process is not None and process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended this instant
+                os.killpg(process.pid, signal.SIGKILL)
             waiting = asyncio.ensure_future(process.wait())
             await asyncio.wait([waiting], timeout=END_SECONDS)
         self._close()

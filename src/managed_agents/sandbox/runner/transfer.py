@@ -5,6 +5,7 @@ Everything here but `root_sink` runs in a child with the commands' uid, because 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -50,12 +51,14 @@ class Sink:
 
 
 def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
-    """Open a sink as uid 0. Every directory on the way must be uid 0's and closed to others' writes, none a link."""
-    parts = [part for part in path.split("/") if part]
-    inside = any(path.startswith(root.rstrip("/") + "/") for root in roots)
-    if not inside or ".." in parts or "." in parts or "\0" in path:
+    """Open a sink as uid 0. Every directory on the way must be uid 0's and closed to others' writes, none a
+    link.
+    """
+    root = next((root for root in roots if path.startswith(root + "/")), None)
+    parts = [part for part in path[len(root or "") :].split("/") if part]
+    if root is None or not parts or ".." in parts or "." in parts or "\0" in path:
         raise ToolError(f"put: files of root belong below {', '.join(roots)}, not in {path}")
-    directory = os.open("/", _OPEN_DIRECTORY)
+    directory = os.open(root, _OPEN_DIRECTORY)
     try:
         for part in parts[:-1]:
             try:
@@ -63,6 +66,7 @@ def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
             except FileNotFoundError:
                 os.mkdir(part, 0o755, dir_fd=directory)
                 below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
+                os.fchmod(below, 0o755)  # our umask closed it to the commands, who are to read what is in it
             os.close(directory)
             directory = below
             found = os.fstat(directory)
@@ -161,12 +165,19 @@ class _FrameWriter:
             self._sock.sendall(frames.encode({"op": "data", "more": True}, chunk))
         return len(data)
 
+    def flush(self) -> None:
+        """Nothing is held back."""
+
 
 def snapshot(sock: socket.socket, header: frames.Header, config: Config) -> None:
     """Send a compressed tar of the session's directories, as far as the commands' uid may read them."""
     del header
     sock.sendall(frames.encode({"op": "file", "more": True}))
-    with tarfile.open(fileobj=cast("IO[bytes]", _FrameWriter(sock)), mode="w|gz", compresslevel=1, errorlevel=0) as archive:
+    writer = cast("IO[bytes]", _FrameWriter(sock))
+    with (
+        gzip.GzipFile(fileobj=writer, mode="wb", compresslevel=1) as compressed,
+        tarfile.open(fileobj=compressed, mode="w|") as archive,
+    ):
         for top in config.snapshot:
             for directory, names, files in os.walk(top):
                 for name in [*names, *files]:
@@ -189,6 +200,8 @@ OPERATIONS: dict[str, Callable[[socket.socket, frames.Header, Config], None]] = 
 
 def error_header(error: Exception) -> frames.Header:
     """Return the frame that reports a failed transfer."""
+    if isinstance(error, ToolError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__
     if isinstance(error, OSError):
         code = "limit_disk" if error.errno in (28, 122) else "not_found" if error.errno == 2 else "failed"
         return {

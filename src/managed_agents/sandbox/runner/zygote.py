@@ -1,8 +1,9 @@
 """The file tools' process: one started ahead with the commands' uid, which forks for each request.
 
-It is started by exec, so it holds nothing of the runner's memory, and commands of the same uid may attack it: the runner
-treats what it answers as untrusted and replaces it when it dies. A request is a socket handed over; the fork serves it and
-ends. When the runner closes its end, the kernel sends SIGIO, which ends the fork in the midst of any computation.
+It is started by exec, so it holds nothing of the runner's memory, and commands of the same uid may attack
+it: the runner treats what it answers as untrusted and replaces it when it dies. A request is a socket
+handed over; the fork serves it and ends. When the runner closes its end, the kernel sends SIGIO, which ends
+the fork in the midst of any computation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ INPUT_BYTES_MAX = 64 * 1024 * 1024
 
 
 def _end_with_peer(sock: socket.socket, wanted: bool) -> None:
-    """Have the kernel end this process when the peer closes. Off while sending: room to write is an event as well."""
+    """Have the kernel end this process when the peer closes. Off while sending: room to write is an event
+    as well.
+    """
     flags = fcntl.fcntl(sock, fcntl.F_GETFL)
     if wanted:
         fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
@@ -34,7 +37,8 @@ def _end_with_peer(sock: socket.socket, wanted: bool) -> None:
 
 
 def _tool(sock: socket.socket, header: frames.Header, config: Config) -> None:
-    parts, frame, size = [], header, 0
+    parts: list[bytes] = []
+    size = 0
     while True:
         frame, body = frames.receive(sock)
         parts.append(body)
@@ -63,6 +67,8 @@ def _tool(sock: socket.socket, header: frames.Header, config: Config) -> None:
 
 def _serve(sock: socket.socket, config: Config) -> None:
     header, _ = frames.receive(sock)
+    # Before this the runner may give the request to another fork; after it, never.
+    sock.sendall(frames.encode({"op": "begun"}))
     signal.alarm(int(header.get("seconds", 60)) + 1)
     operation = str(header["op"])
     try:

@@ -1,0 +1,44 @@
+"""One whole session in a real container: a file goes in, a report comes out."""
+
+import pytest
+
+from managed_agents.scripted_model import tool_use
+from tests.support.stack import BETA, TOOLSET, stack
+
+pytestmark = [pytest.mark.anyio, pytest.mark.docker]
+
+WORK = r"tr a-z A-Z < /mnt/session/uploads/notes/in.txt > /mnt/session/outputs/out.txt; id -u; cat /proc/1/cmdline | tr '\0' ' '"
+
+
+async def test_a_session_in_a_container(postgres_url: str, template: str) -> None:
+    async with stack(postgres_url, template, sandbox="docker") as server:
+        file = await server.upload(b"hello\n", "in.txt")
+        replies = [
+            [tool_use("bash", command=WORK), tool_use("write", file_path="/workspace/kept.txt", content="kept\n")],
+            "first",
+            [tool_use("bash", command="cat /workspace/kept.txt; touch /mnt/session/uploads/x")],
+            "second",
+        ]
+        session = await server.session(
+            replies, tools=TOOLSET, resources=[{"type": "file", "file_id": file.id, "mount_path": "/notes/in.txt"}]
+        )
+        first = await server.turn(session)
+        assert first.logged[-1].stop_reason.type == "end_turn"
+        results = [event for event in first.logged if event.type == "agent.tool_result"]
+        assert [result.is_error for result in results] == [False, False]
+        said = next(result.content[0].text for result in results if "runner" in result.content[0].text)
+        assert int(said.split()[0]) >= 1000
+
+        (output,) = [f async for f in server.client.beta.files.list(scope_id=session.id, betas=[BETA]) if f.downloadable]
+        assert output.filename == "out.txt"
+        assert await (await server.client.beta.files.download(output.id)).read() == b"HELLO\n"
+
+        second = await server.turn(session, "again")
+        (result,) = [event for event in second.logged if event.type == "agent.tool_result"]
+        assert result.is_error is True
+        assert result.content[0].text.startswith("kept\n")
+        assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in first.logged + second.logged]
+
+        await server.client.beta.sessions.delete(session.id)
+        await server.reconcile()
+        assert await server.backend.list() == []

@@ -1,0 +1,1 @@
+"""Set-up, embedded Postgres, command line, supervisor, demo."""
