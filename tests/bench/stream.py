@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import anyio
+from anyio.abc import TaskStatus
 from sqlalchemy import text
 
 from managed_agents.db.engine import Database
@@ -17,6 +18,7 @@ from managed_agents.eventlog.batch import Append, Appender
 from managed_agents.eventlog.events import NewEvent, StoredEvent
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
+from managed_agents.harness import heartbeat
 from tests.bench import turns, wire
 from tests.bench.figures import Figure, best, ms
 from tests.bench.stack import Stack
@@ -27,7 +29,7 @@ BURST = 10
 PACED_EVENTS = 2000
 CLIENTS = 500
 FANOUT_EVENTS = 400
-WORKER = "wrk_bench"
+TTL_SECONDS = 60.0
 BODY = {"content": [{"type": "text", "text": "x" * 400}]}
 ROUND_SECONDS_MAX = 60.0
 
@@ -37,6 +39,8 @@ class Writer:
 
     def __init__(self, db: Database, url: str) -> None:
         self.db = db
+        self.worker_id = ""
+        self._url = url
         self.doorbell = Doorbell(url)
         self._hints = Hints(Hub(db), self.doorbell)
         self.appender = Appender(db, self._publish)
@@ -48,15 +52,25 @@ class Writer:
             self.committed[row.id.encode()] = now
         self._hints.appended(rows)
 
+    async def live(self, *, task_status: TaskStatus[None]) -> None:
+        """Be a worker to the others: sessions of one that shows no sign of life are taken from it."""
+
+        async def work(worker_id: str) -> None:
+            self.worker_id = worker_id
+            task_status.started()
+            await anyio.sleep_forever()
+
+        await heartbeat.live(self._url, ttl_seconds=TTL_SECONDS, work=work)
+
     async def own(self, session_id: str) -> str:
-        """Take the session, as a worker that no other one can find dead. Returns its thread."""
+        """Take the session. Returns its thread."""
         async with self.db.transaction() as tx:
             statement = text("UPDATE sessions SET owner = :worker, epoch = 1 WHERE id = :id RETURNING primary_thread_id")
-            return (await tx.execute(statement, {"worker": WORKER, "id": session_id})).scalar_one()
+            return (await tx.execute(statement, {"worker": self.worker_id, "id": session_id})).scalar_one()
 
     async def append(self, session_id: str, thread_id: str, count: int) -> None:
         events: list[NewEvent] = [ev.new_event("agent.message", thread_id, BODY) for _ in range(count)]
-        await self.appender.append(Append(session_id, events, WORKER, 1))
+        await self.appender.append(Append(session_id, events, self.worker_id, 1))
 
 
 @asynccontextmanager
@@ -66,6 +80,7 @@ async def _writing(stack: Stack) -> AsyncIterator[Writer]:
         writer = Writer(db, stack.postgres.url)
         async with anyio.create_task_group() as group:
             group.start_soon(writer.doorbell.run)
+            await group.start(writer.live)
             await group.start(writer.appender.run)
             yield writer
             group.cancel_scope.cancel()
