@@ -7,12 +7,12 @@ import pytest
 from tests.support.stack import Gate, Stack, gate, stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     return ("asyncio", {"use_uvloop": True})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def server(anyio_backend: object, postgres_url: str, template: str) -> AsyncIterator[Stack]:
     async with stack(postgres_url, template) as running:
         yield running

@@ -234,3 +234,12 @@ async def test_foreign_and_old_names_in_a_stream_are_not_served(server: Stack) -
         == "not found"
     )
     assert await server.history(session) == []
+
+
+async def test_a_stream_of_an_archived_session_ends_at_once(server: Stack) -> None:
+    session = await server.session(["hello"])
+    await server.turn(session)
+    await server.client.beta.sessions.archive(session.id)
+    with anyio.fail_after(5):
+        async with await server.client.beta.sessions.events.stream(session.id) as stream:
+            assert [event async for event in stream] == []

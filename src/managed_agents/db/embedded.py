@@ -228,6 +228,8 @@ def _ensure_running(directory: Path, sockets: Path, durable: bool, deadline: flo
         else:
             if watchdog is not None:
                 # Ours to reap should it end before us; it outlives us otherwise.
+                if (former := _watchdogs.get(directory)) is not None:
+                    former.poll()
                 _watchdogs[directory] = watchdog
             return
         tail = _log_tail(directory)

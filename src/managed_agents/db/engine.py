@@ -78,7 +78,7 @@ class Database:
                     "application_name": application_name,
                     "jit": "off",
                     "lock_timeout": f"{int(limits.LOCK_TIMEOUT_SECONDS * 1000)}ms",
-                    "idle_in_transaction_session_timeout": f"{int(limits.DATABASE_STATEMENT_SECONDS * 1000)}ms",
+                    "idle_in_transaction_session_timeout": f"{int(limits.IDLE_IN_TRANSACTION_SECONDS * 1000)}ms",
                 },
             },
         )

@@ -40,11 +40,16 @@ _FREE_DEAD = text("""
                       AND l.objid = w.lock_key AND l.objsubid = 2 AND l.granted
                       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
     orphaned AS (
-        SELECT id, owner FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)),
+        -- A frozen worker may hold rows in an open transaction: those are left until the server has ended it, and they
+        -- must not keep the others waiting.
+        SELECT id, owner FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)
+        FOR UPDATE SKIP LOCKED),
     freed AS (
         UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1 FROM orphaned o
         WHERE s.id = o.id AND s.owner = o.owner RETURNING s.id),
-    buried AS (DELETE FROM workers WHERE id NOT IN (SELECT id FROM living))
+    buried AS (
+        DELETE FROM workers WHERE id IN (
+            SELECT id FROM workers WHERE id NOT IN (SELECT id FROM living) FOR UPDATE SKIP LOCKED))
     SELECT id FROM freed
 """)
 _OWNED_INPUT = text("SELECT id, input_seq, epoch FROM sessions WHERE owner = :worker")

@@ -153,14 +153,13 @@ async def test_many_locked_sessions_do_not_hold_up_the_others_either(db: Databas
     workspace_id = await sessions.workspace(db)
     slow = [await sessions.session(db, workspace_id, owner=OWNER, epoch=3) for _ in range(4)]
     fast, fast_thread = await sessions.session(db, workspace_id, owner=OWNER, epoch=3)
-    async with appender(db) as writer, anyio.create_task_group() as tasks:
-        async with db.transaction() as tx:
-            for session_id, thread_id in slow:
-                await log.lock(tx, session_id)
-                tasks.start_soon(writer.append, group(session_id, [message(thread_id)]))
-            with anyio.fail_after(3):
-                for _ in range(3):
-                    await writer.append(group(fast, [message(fast_thread)]))
+    async with appender(db) as writer, anyio.create_task_group() as tasks, db.transaction() as tx:
+        for session_id, thread_id in slow:
+            await log.lock(tx, session_id)
+            tasks.start_soon(writer.append, group(session_id, [message(thread_id)]))
+        with anyio.fail_after(3):
+            for _ in range(3):
+                await writer.append(group(fast, [message(fast_thread)]))
     for session_id, _ in slow:
         assert len(await rows(db, session_id)) == 1
 

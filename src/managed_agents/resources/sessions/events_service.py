@@ -75,9 +75,14 @@ class SessionEvents:
         return b'{"data":[%b],"next_page":%b}' % (b",".join(item.body for item in items), next_page)
 
     async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncGenerator[bytes, None]:
-        """Open a stream of what is appended from now on. Raises NotFound before anything is sent."""
+        """Open a stream of what is appended from now on; of an ended session that is nothing, and it ends at once.
+
+        Raises NotFound before anything is sent.
+        """
         async with self.db.autocommit() as tx:
             head = await _session(tx, workspace_id, session_id)
+        if head.terminated_at is not None:
+            return _nothing()
         return self.hub.subscribe(session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq)
 
     async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
@@ -116,7 +121,7 @@ async def _session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
     check_id(session_id)
     row = (
         await tx.execute(
-            select(SESSIONS.c.primary_thread_id, SESSIONS.c.last_seq, SESSIONS.c.last_inbox_seq).where(
+            select(SESSIONS.c.primary_thread_id, SESSIONS.c.last_seq, SESSIONS.c.last_inbox_seq, SESSIONS.c.terminated_at).where(
                 SESSIONS.c.id == session_id,
                 SESSIONS.c.workspace_id == workspace_id,
                 SESSIONS.c.deleted_at.is_(None),
@@ -136,3 +141,8 @@ def _next(order: str, cursor: read.HistoryCursor, items: list[read.HistoryItem])
         seq = seq if item.seq is None else item.seq
         inbox_seq = inbox_seq if item.inbox_seq is None else item.inbox_seq
     return pagination.encode_cursor(EVENTS_LISTING, [order, seq, inbox_seq])
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    for frame in ():
+        yield frame
