@@ -24,7 +24,7 @@ async def measure(stack: Stack) -> list[Figure]:
     shares = await _idle_shares(stack)
     async with turns.benching(stack) as bench:
         # The first turns fill caches and pools that stay: they are not what a session costs.
-        for _ in range(2):
+        for _ in range(4):
             await turns.at_once(bench, AT_ONCE)
         await asyncio.sleep(SETTLE_SECONDS)
         warm = {name: _pss(pid) for name, pid in stack.pids.items()}

@@ -70,6 +70,9 @@ def running(data_dir: Path) -> Iterator[Stack]:
             state = _wait_ready(children[1], data_dir)
             wait_listening(model_port)
             yield Stack(state["base_url"], (data_dir / "api_key").read_text().strip(), model_url, data_dir, postgres)
+        except BaseException:
+            print((data_dir / "up.log").read_text()[-4000:], file=sys.stderr)
+            raise
         finally:
             for child in reversed(children):
                 child.terminate()

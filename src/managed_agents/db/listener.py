@@ -34,7 +34,8 @@ class Doorbell:
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
-        self._pending: dict[str, dict[str, None]] = {LOG_CHANNEL: {}, WORK_CHANNEL: {}}
+        # In this order: a turn waits for work, a stream for its log.
+        self._pending: dict[str, dict[str, None]] = {WORK_CHANNEL: {}, LOG_CHANNEL: {}}
         self._wake = anyio.Event()
 
     def ring(self, channel: str, session_id: str) -> None:
