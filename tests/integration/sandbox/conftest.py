@@ -16,24 +16,6 @@ from tests.support.sandboxes import nothing_known
 KINDS = ("docker", "docker-volume", "local", "local-mapped")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a kind of backend does not promise (`@pytest.mark.kinds`); the nearest mark counts."""
-    left_out = [item for item in items if _kind(item) not in _kinds(item)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-
-
-def _kinds(item: pytest.Item) -> tuple[str | None, ...]:
-    mark = item.get_closest_marker("kinds")
-    return (*KINDS, None) if mark is None else mark.args
-
-
-def _kind(item: pytest.Item) -> str | None:
-    call = getattr(item, "callspec", None)
-    return None if call is None else call.params.get("bench")
-
-
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"

@@ -235,8 +235,9 @@ async def test_too_many_unacknowledged_outcomes_make_it_busy(bench: Bench, sandb
         await sandbox.execute(Call("one more", 1, "bash", {"command": ":"}, 60))
 
 
-@pytest.mark.kinds("docker", "docker-volume", "local")  # elsewhere it would end this machine's processes of its uid
 async def test_commands_that_kill_all_they_can_do_no_harm(bench: Bench, sandbox: Sandbox) -> None:
+    if bench.kind == "local-mapped":
+        pytest.skip("no pid namespace: the command would end this machine's processes of its uid")
     with anyio.fail_after(30):
         await sandbox.execute(new_call("bash", command="kill -9 -1"))
         assert text(await sandbox.execute(new_call("bash", command="echo alive"))) == "alive\n"
