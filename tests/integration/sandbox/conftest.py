@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 
 from managed_agents.sandbox.backend import Outcome, Sandbox
-from tests.integration.sandbox.contract import Bench, new_call
+from tests.integration.sandbox.contract import KINDS, Bench, new_call
 from tests.support.sandboxes import nothing_known
-
-KINDS = ("docker", "docker-volume", "local", "local-mapped")
-
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:

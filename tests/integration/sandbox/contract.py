@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from managed_agents.sandbox.backend import Call, Limits, Outcome, SandboxBackend, SandboxSpec
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
@@ -68,6 +70,14 @@ class Bench:
             "loops": [line for line in lines("/usr/sbin/losetup", "-a") if directory in line],
             "directories": [str(path) for name in ("data/sandboxes", "run") for path in (self.directory / name).glob("*")],
         }
+
+
+KINDS = ("docker", "docker-volume", "local", "local-mapped")
+
+
+def only(*kinds: str) -> pytest.MarkDecorator:
+    """Run a test with these kinds of backend: the others declare not to promise what it shows."""
+    return pytest.mark.parametrize("bench", kinds, indirect=True, scope="module")
 
 
 _ids = itertools.count()

@@ -6,20 +6,19 @@ import anyio
 import pytest
 
 from managed_agents.sandbox.backend import LimitHit, Sandbox
-from tests.integration.sandbox.contract import MIB, Bench, new_call, text
+from tests.integration.sandbox.contract import MIB, Bench, new_call, only, text
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 
 @pytest.fixture(scope="module")
 async def small(bench: Bench) -> AsyncIterator[Sandbox]:
-    if not bench.contained:
-        pytest.skip("declared weaker: no bounds")
     sandbox = await bench.backend().provision(bench.spec(memory_bytes=96 * MIB, disk_bytes=64 * MIB, pids=48))
     yield sandbox
     await sandbox.destroy()
 
 
+@only("docker", "docker-volume")
 async def test_memory_is_bounded_and_the_runner_survives(small: Sandbox) -> None:
     with anyio.fail_after(60):
         hog = await small.execute(new_call("bash", command="python3 -c 'x = bytearray(300_000_000)'"))
@@ -29,6 +28,7 @@ async def test_memory_is_bounded_and_the_runner_survives(small: Sandbox) -> None
         assert text(await small.execute(new_call("bash", command="echo alive"))) == "alive\n"
 
 
+@only("docker", "docker-volume")
 async def test_a_fork_bomb_ends(small: Sandbox) -> None:
     with anyio.fail_after(60):
         bomb = ":(){ :|:& };:; sleep 1"
@@ -39,9 +39,8 @@ async def test_a_fork_bomb_ends(small: Sandbox) -> None:
         assert text(await small.execute(new_call("bash", command="echo alive"))) == "alive\n"
 
 
-async def test_disk_is_bounded(bench: Bench, small: Sandbox) -> None:
-    if "disk" not in bench.backend().capabilities:
-        pytest.skip("declared weaker: volumes have no size")
+@only("docker")
+async def test_disk_is_bounded(small: Sandbox) -> None:
     with anyio.fail_after(60):
         full = await small.execute(new_call("bash", command="cat /dev/zero > /tmp/fill"))
         assert "No space left" in text(full)
@@ -55,6 +54,7 @@ async def test_disk_is_bounded(bench: Bench, small: Sandbox) -> None:
         await small.execute(new_call("bash", command="rm /tmp/fill"))
 
 
+@only("docker", "docker-volume")
 async def test_there_is_no_network_and_no_way_to_more(small: Sandbox) -> None:
     script = """
         ls /sys/class/net; touch /etc/x /usr/x 2>&1
@@ -77,9 +77,8 @@ END
         assert f"{name} -1 1\n" in shown
 
 
+@only("docker", "docker-volume")
 async def test_ordinary_work_is_possible(bench: Bench) -> None:
-    if not bench.contained:
-        pytest.skip("it is the machine's own programs")
     sandbox = await bench.backend().provision(bench.spec())
     script = "python3 -m venv /tmp/v && git init -q r && cd r && node -e 'console.log(1+1)' && touch a && "
     script += "git add a && git -c user.name=a -c user.email=a@b commit -qm x && whoami && pytest --version"

@@ -45,6 +45,7 @@ class Call:
         self.tool_use_id = tool_use_id
         self.done = asyncio.Event()
         self.task: asyncio.Future[None] | None = None
+        self.started = False
         self.cancelled = False
 
 
@@ -98,8 +99,11 @@ class Calls:
     def cancel(self, tool_use_id: str) -> None:
         """End a running call; a finished one stays as it is."""
         call = self.find(tool_use_id)
-        if call.task is not None and not call.done.is_set():
-            call.cancelled = True
+        if call.task is None or call.done.is_set() or call.cancelled:
+            return
+        call.cancelled = True
+        # A task that is cancelled before its first step never runs at all: nobody would write its outcome.
+        if call.started:
             call.task.cancel()
 
     def acknowledge(self, tool_use_id: str) -> None:
@@ -116,8 +120,9 @@ class Calls:
             self._acknowledged.popitem(last=False)
 
     async def _supervise(self, call: Call, name: str, arguments: dict[str, Any], seconds: float) -> None:
+        call.started = True
         try:
-            outcome = await self._run(call, name, arguments, seconds)
+            outcome = error_outcome(CANCELLED) if call.cancelled else await self._run(call, name, arguments, seconds)
         except asyncio.CancelledError:
             if not call.cancelled:
                 raise  # the runner ends; the journal still says `running`

@@ -1,0 +1,43 @@
+"""Cancelling in the runner, at the moments that a fast client can hit."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from managed_agents.sandbox.runner.calls import CANCELLED, Calls
+from managed_agents.sandbox.runner.config import Config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    for name in ("state", "workspace", "spill"):
+        (tmp_path / name).mkdir()
+    return Config(
+        socket=str(tmp_path / "socket"),
+        state=str(tmp_path / "state"),
+        uid=None,
+        workspace=str(tmp_path / "workspace"),
+        spill=str(tmp_path / "spill"),
+        environment={"PATH": "/usr/bin:/bin"},
+        own_pid_namespace=False,
+    )
+
+
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("name", ["bash", "grep"])
+def test_a_call_cancelled_at_any_step_of_its_start_ends_with_an_outcome(config: Config, name: str, steps: int) -> None:
+    async def run() -> None:
+        calls = Calls(config)
+        call = calls.begin("t", name, {"command": "sleep 300", "pattern": "x"}, 60)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        calls.cancel("t")
+        calls.cancel("t")
+        await asyncio.wait_for(call.done.wait(), 20)
+        outcome = calls.journal.outcome("t")
+        assert outcome.is_error
+        assert CANCELLED.encode() in outcome.content
+        await calls.close()
+
+    asyncio.run(run())
