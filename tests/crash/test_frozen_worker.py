@@ -54,7 +54,6 @@ async def test_a_worker_frozen_during_a_model_stream_writes_nothing_when_it_goes
     assert normalised(before) == expected
 
 
-@pytest.mark.full  # seen to time out on a machine loaded by other work; the cause is not found yet
 async def test_a_worker_frozen_during_a_tool_call_neither_repeats_it_nor_logs_its_result_again(
     cluster: Cluster, client: AsyncAnthropic, db: Database, claimed: Claimed, finished: Finished
 ) -> None:

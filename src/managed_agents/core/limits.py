@@ -26,7 +26,7 @@ POLL_SECONDS = 1.0
 # The database
 DATABASE_CONNECT_SECONDS = 10.0
 DATABASE_STATEMENT_SECONDS = 30.0
-IDLE_IN_TRANSACTION_SECONDS = 10.0  # no transaction of ours waits for anything but the database: beyond it a process is frozen
+FROZEN_SECONDS = 10.0  # no transaction of ours waits for anything but the database: beyond it its process is frozen
 
 # The model
 MODEL_CONNECT_SECONDS = 10.0

@@ -10,12 +10,16 @@ from typing import Any, NewType
 
 import orjson
 from asyncpg import InternalClientError
-from sqlalchemy import MetaData
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import MetaData, event
+from sqlalchemy.engine import URL, AdaptedConnection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from managed_agents.core import limits
+
+# A frozen process must not keep its locks, neither between two statements nor in the middle of one: asyncpg prepares and
+# executes in two messages, and to the server the gap is a running statement. Servers before this version bound only the former.
+TRANSACTION_TIMEOUT_SINCE = 17
 
 Tx = NewType("Tx", AsyncConnection)
 """A connection inside an open transaction."""
@@ -58,6 +62,15 @@ def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+async def _set_transaction_timeout(connection: Any) -> None:  # asyncpg's, which has no types for it
+    if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
+        await connection.execute(f"SET transaction_timeout = {int(limits.FROZEN_SECONDS * 1000)}")
+
+
+def _bound_transactions(dbapi_connection: AdaptedConnection, _record: object) -> None:
+    dbapi_connection.run_async(_set_transaction_timeout)
+
+
 class Database:
     """The engine of one process."""
 
@@ -78,10 +91,11 @@ class Database:
                     "application_name": application_name,
                     "jit": "off",
                     "lock_timeout": f"{int(limits.LOCK_TIMEOUT_SECONDS * 1000)}ms",
-                    "idle_in_transaction_session_timeout": f"{int(limits.IDLE_IN_TRANSACTION_SECONDS * 1000)}ms",
+                    "idle_in_transaction_session_timeout": f"{int(limits.FROZEN_SECONDS * 1000)}ms",
                 },
             },
         )
+        event.listen(self.engine.sync_engine, "connect", _bound_transactions)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager

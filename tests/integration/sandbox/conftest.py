@@ -13,6 +13,7 @@ from managed_agents.sandbox.backend import Outcome, Sandbox
 from tests.integration.sandbox.contract import KINDS, Bench, new_call
 from tests.support.sandboxes import nothing_known
 
+
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
