@@ -42,7 +42,7 @@ def create_key(name: str, workspace_id: str | None, scope: str) -> None:
 
     async def create(db: Database, settings: Settings) -> key_service.NewApiKey:
         provider = LocalKeyProvider(settings.effective_master_key_file)
-        workspace = workspace_id or (await organizations.list_workspaces(db))[0].id
+        workspace = workspace_id or (await organizations.default_workspace(db)).id
         return await key_service.create(
             db, provider.derive(API_KEYS), workspace_id=workspace, name=name, scope=Scope.named(scope)
         )

@@ -5,7 +5,7 @@ import anyio
 from managed_agents.api.app import create_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
-from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
 from managed_agents.encryption.keyring import LocalKeyProvider
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
@@ -13,9 +13,11 @@ from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
 from managed_agents.processes.settings import blob_store
 from managed_agents.resources.keys.service import KeyDirectory
+from managed_agents.resources.rate_limits.limiter import Limiter
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
+from managed_agents.web.actor import RateKind
 
 
 async def run(settings: Settings) -> None:
@@ -25,20 +27,34 @@ async def run(settings: Settings) -> None:
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents api")
     hub, doorbell = Hub(db), Doorbell(database_url)
     hints = Hints(hub, doorbell)
+    keys = KeyDirectory(db, LocalKeyProvider(settings.effective_master_key_file).derive(API_KEYS))
+    organization_limits = {
+        RateKind.CREATE: settings.rate_limit_creates_per_minute,
+        RateKind.READ: settings.rate_limit_reads_per_minute,
+    }
+    limiter = Limiter(db, organization_limits) if settings.rate_limits == "on" else None
     services = Services(
         db=db,
-        keys=KeyDirectory(db, LocalKeyProvider(settings.effective_master_key_file).derive(API_KEYS)),
+        keys=keys,
         blobs=blob_store(settings),
         sessions=Sessions(db, hints),
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,
+        rate_limits=limiter,
+        organization_limits=organization_limits,
     )
+
+    async def missed() -> None:
+        keys.forget()
+        await hub.refresh_all()
 
     async def work() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(hub.run)
             group.start_soon(doorbell.run)
-            group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all)
+            if limiter is not None:
+                group.start_soon(limiter.run)
+            group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: keys.forget}, missed)
             async with serving(create_app(services), host=settings.host, port=settings.port):
                 await anyio.sleep_forever()
 

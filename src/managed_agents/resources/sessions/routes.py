@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from managed_agents.resources.services import services
+from managed_agents.resources.sessions.access import SessionDeveloper, SessionViewer
 from managed_agents.resources.sessions.schemas import (
     CreateSession,
     ListEvents,
@@ -35,7 +36,7 @@ async def list_(request: Request, actor: Viewer) -> Response:
 
 
 @router.get("/{session_id}")
-async def retrieve(request: Request, session_id: str, actor: Viewer) -> Response:
+async def retrieve(request: Request, session_id: str, actor: SessionViewer) -> Response:
     query.parse(request, QueryModel)
     return Json(await services(request).sessions.retrieve(actor.workspace_id, session_id))
 
@@ -58,21 +59,21 @@ async def archive(request: Request, session_id: str, actor: Developer) -> Respon
 
 
 @router.post("/{session_id}/events")
-async def send(request: Request, session_id: str, actor: Developer) -> Response:
+async def send(request: Request, session_id: str, actor: SessionDeveloper) -> Response:
     command = await body.parse(request, SendEvents)
     answer = await services(request).events.send(actor.workspace_id, session_id, command)
     return Response(answer, media_type="application/json")
 
 
 @router.get("/{session_id}/events")
-async def list_events(request: Request, session_id: str, actor: Viewer) -> Response:
+async def list_events(request: Request, session_id: str, actor: SessionViewer) -> Response:
     wanted = query.parse(request, ListEvents)
     answer = await services(request).events.page(actor.workspace_id, session_id, wanted)
     return Response(answer, media_type="application/json")
 
 
 @router.get("/{session_id}/events/stream")
-async def stream_events(request: Request, session_id: str, actor: Viewer) -> Response:
+async def stream_events(request: Request, session_id: str, actor: SessionViewer) -> Response:
     query.parse(request, StreamEvents)
     frames = await services(request).events.stream(actor.workspace_id, session_id)
     return EventStream(frames)
