@@ -54,6 +54,7 @@ async def test_disk_is_bounded(small: Sandbox) -> None:
         await small.execute(new_call("bash", command="rm /tmp/fill"))
 
 
+@pytest.mark.requirement("ENV-901")
 @only("docker", "docker-volume")
 async def test_there_is_no_network_and_no_way_to_more(small: Sandbox) -> None:
     script = """
