@@ -53,6 +53,7 @@ def check(watch: Watch) -> dict[str, str]:
     return previewed
 
 
+@pytest.mark.requirement("EVT-101", "EVT-102", "EVT-104")
 async def test_a_message_is_previewed_under_its_own_id(server: Stack) -> None:
     replies = [[thinking("hm"), pace(chars_per_second=4000), text(LONG), tool_use("bash", command="true")], "done"]
     session = await server.session(replies, tools=TOOLSET)
@@ -87,6 +88,7 @@ async def test_only_the_types_asked_for_are_previewed(server: Stack) -> None:
     assert [e.event.type for e in messages.events if e.type == "event_start"] == ["agent.message"]
 
 
+@pytest.mark.requirement("EVT-102")
 async def test_an_interrupted_preview_has_no_event(server: Stack) -> None:
     session = await server.session([[pace(chars_per_second=200), text(LONG)]])
     async with server.watching(session, event_deltas=BOTH) as watch:
@@ -114,6 +116,7 @@ async def test_a_failed_request_is_previewed_again_under_another_id(server: Stac
     assert message.id == list(previewed)[1]
 
 
+@pytest.mark.requirement("EVT-103")
 async def test_a_stream_opened_in_mid_request_gets_no_previews_of_it(server: Stack, held: Gate) -> None:
     replies = [[pace(chars_per_second=400), text(LONG[:400])], [tool_use("bash", command=held.command)], "end"]
     session = await server.session(replies, tools=TOOLSET)
@@ -131,6 +134,7 @@ async def test_a_stream_opened_in_mid_request_gets_no_previews_of_it(server: Sta
     assert first in {event.id for event in late.logged}
 
 
+@pytest.mark.requirement("EVT-105")
 @pytest.mark.parametrize(
     "query", ["event_deltas[]=agent.tool_use", "event_deltas=", "&".join(["event_deltas[]=agent.message"] * 101)]
 )

@@ -32,7 +32,7 @@ class PreviewFeed:
         if chunk.thread_id != self._thread_id or chunk.span_seq <= self._over_seq:
             return
         event_id = chunk.event_id
-        if chunk.index == START:
+        if chunk.block == START:
             if chunk.text not in self._types or event_id in self._showing or event_id in self._finished:
                 return
             following = (0, 0)
@@ -40,10 +40,10 @@ class PreviewFeed:
             if (expected := self._showing.get(event_id)) is None:
                 return
             next_index = (expected[0] + 1, 0) if expected[1] else expected
-            if (chunk.index, chunk.offset) not in (expected, next_index):
+            if (chunk.block, chunk.offset) not in (expected, next_index):
                 self._drop(event_id)
                 return
-            following = (chunk.index, chunk.offset + len(chunk.text))
+            following = (chunk.block, chunk.offset + len(chunk.text))
         if self._bytes + len(frame) > PENDING_BYTES_MAX:
             self._drop(event_id)
             return

@@ -28,7 +28,7 @@ START = -1
 
 
 class Chunk(NamedTuple):
-    """A piece of a preview. Index `START`: the preview begins, and `text` is the event's type.
+    """A piece of a preview. Block `START`: the preview begins, and `text` is the event's type.
 
     `span_seq` is the log position of the model request's start: what says which streams were open before it.
     """
@@ -37,17 +37,17 @@ class Chunk(NamedTuple):
     thread_id: str
     span_seq: int
     event_id: str
-    index: int
+    block: int
     offset: int
     text: str
 
     def frame(self) -> bytes:
         """The SSE frame clients get. spec: beta_managed_agents_start_event.py, beta_managed_agents_delta_event.py"""
-        if self.index == START:
+        if self.block == START:
             body = orjson.dumps({"type": "event_start", "event": {"type": self.text, "id": self.event_id}})
             return b"event: event_start\ndata: %b\n\n" % body
         content = {"type": "text", "text": self.text}
-        delta = {"type": "content_delta", "index": self.index, "content": content}
+        delta = {"type": "content_delta", "index": self.block, "content": content}
         body = orjson.dumps({"type": "event_delta", "event_id": self.event_id, "delta": delta})
         return b"event: event_delta\ndata: %b\n\n" % body
 
@@ -89,7 +89,7 @@ class PreviewSender:
             return False
         waiting = self._pending.setdefault(chunk.event_id, [])
         self._chars += len(chunk.text)
-        if waiting and waiting[-1].index == chunk.index and len(waiting[-1].text) + len(chunk.text) <= CHUNK_CHARS_MAX:
+        if waiting and waiting[-1].block == chunk.block and len(waiting[-1].text) + len(chunk.text) <= CHUNK_CHARS_MAX:
             waiting[-1] = waiting[-1]._replace(text=waiting[-1].text + chunk.text)
         else:
             waiting += _cut(chunk)

@@ -51,14 +51,14 @@ def test_previews_announce_what_follows(blocks: list[tuple[str, list[str]]], lat
     announced: dict[str, Any] = {}
     for chunk in sent:
         assert (chunk.session_id, chunk.thread_id, chunk.span_seq) == ("s", "t", 3)
-        if chunk.index == START:
+        if chunk.block == START:
             assert chunk.event_id not in announced
             announced[chunk.event_id] = (chunk.text, [])
         else:
             texts = announced[chunk.event_id][1]
-            texts += [""] * (chunk.index + 1 - len(texts))
-            assert chunk.offset == len(texts[chunk.index])
-            texts[chunk.index] += chunk.text
+            texts += [""] * (chunk.block + 1 - len(texts))
+            assert chunk.offset == len(texts[chunk.block])
+            texts[chunk.block] += chunk.text
     final = {
         event.id: (event.type, [block["text"] for block in _json(event).get("content", ())])
         for event in events
