@@ -6,7 +6,9 @@ from managed_agents.api.app import create_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PREVIEW_CHANNEL
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
@@ -38,6 +40,8 @@ async def run(settings: Settings) -> None:
             group.start_soon(hub.run)
             group.start_soon(doorbell.run)
             group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all)
+            group.start_soon(listen, database_url, {PREVIEW_CHANNEL: hub.publish_previews})
+            group.start_soon(interest.keep, db, hub.previewed)
             async with serving(create_app(services), host=settings.host, port=settings.port):
                 await anyio.sleep_forever()
 

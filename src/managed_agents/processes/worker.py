@@ -18,6 +18,7 @@ from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.harness.brain import StandardHarness
 from managed_agents.harness.hands import Hands
@@ -70,12 +71,14 @@ async def run(settings: Settings) -> None:
     doorbell = Doorbell(database_url)
     appender = Appender(db, Hints(Hub(db), doorbell).appended)
     client = AnthropicModelClient(endpoint)
+    previews = PreviewSender(database_url)
     parts = Parts(
         db=db,
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
         harness=StandardHarness(),
+        previews=previews,
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
@@ -84,6 +87,7 @@ async def run(settings: Settings) -> None:
     async def work() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(doorbell.run)
+            group.start_soon(previews.run)
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)

@@ -73,8 +73,8 @@ async def list_events(request: Request, session_id: str, actor: Viewer) -> Respo
 
 @router.get("/{session_id}/events/stream")
 async def stream_events(request: Request, session_id: str, actor: Viewer) -> Response:
-    query.parse(request, StreamEvents)
-    frames = await services(request).events.stream(actor.workspace_id, session_id)
+    wanted = query.parse(request, StreamEvents)
+    frames = await services(request).events.stream(actor.workspace_id, session_id, wanted)
     return EventStream(frames)
 
 
