@@ -6,12 +6,13 @@ from managed_agents.api.app import create_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
-from managed_agents.encryption.keyring import LocalKeyProvider
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PREVIEW_CHANNEL
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
-from managed_agents.processes.settings import blob_store
+from managed_agents.processes.settings import blob_store, key_provider
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.rate_limits.limiter import Limiter
 from managed_agents.resources.services import Services
@@ -27,7 +28,7 @@ async def run(settings: Settings) -> None:
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents api")
     hub, doorbell = Hub(db), Doorbell(database_url)
     hints = Hints(hub, doorbell)
-    keys = KeyDirectory(db, LocalKeyProvider(settings.effective_master_key_file).derive(API_KEYS))
+    keys = KeyDirectory(db, key_provider(settings).derive(API_KEYS))
     organization_limits = {
         RateKind.CREATE: settings.rate_limit_creates_per_minute,
         RateKind.READ: settings.rate_limit_reads_per_minute,
@@ -55,6 +56,8 @@ async def run(settings: Settings) -> None:
             if limiter is not None:
                 group.start_soon(limiter.run)
             group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: keys.forget}, missed)
+            group.start_soon(listen, database_url, {PREVIEW_CHANNEL: hub.publish_previews})
+            group.start_soon(interest.keep, db, hub.previewed)
             async with serving(create_app(services), host=settings.host, port=settings.port):
                 await anyio.sleep_forever()
 

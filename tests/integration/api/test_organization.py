@@ -40,10 +40,10 @@ async def create_key(client: AsyncAnthropic, **fields: Any) -> Any:
 
 
 async def test_the_organization(owner: AsyncAnthropic, client: AsyncAnthropic) -> None:
-    me = await owner.organization.me()
+    me = await owner.organization.retrieve()
     assert (me.type, me.name) == ("organization", "default")
-    assert await client.organization.me() == me
-    answer = await client.organization.with_raw_response.me()
+    assert await client.organization.retrieve() == me
+    answer = await client.organization.with_raw_response.retrieve()
     assert answer.headers["anthropic-organization-id"] == me.id
 
 

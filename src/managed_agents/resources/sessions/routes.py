@@ -74,8 +74,8 @@ async def list_events(request: Request, session_id: str, actor: SessionViewer) -
 
 @router.get("/{session_id}/events/stream")
 async def stream_events(request: Request, session_id: str, actor: SessionViewer) -> Response:
-    query.parse(request, StreamEvents)
-    frames = await services(request).events.stream(actor.workspace_id, session_id)
+    wanted = query.parse(request, StreamEvents)
+    frames = await services(request).events.stream(actor.workspace_id, session_id, wanted)
     return EventStream(frames)
 
 
