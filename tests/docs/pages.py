@@ -27,6 +27,7 @@ EXAMPLE_PAGES = (
     API / "sessions.md",
     EVENTS_PAGE,
     API / "files.md",
+    API / "organization.md",
     ERRORS_PAGE,
 )
 

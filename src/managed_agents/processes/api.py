@@ -12,13 +12,12 @@ from managed_agents.eventlog.previews import PREVIEW_CHANNEL
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
-from managed_agents.processes.settings import blob_store, key_provider
+from managed_agents.processes.settings import blob_store, key_provider, organization_limits
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.rate_limits.limiter import Limiter
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
-from managed_agents.web.actor import RateKind
 
 
 async def run(settings: Settings) -> None:
@@ -29,11 +28,8 @@ async def run(settings: Settings) -> None:
     hub, doorbell = Hub(db), Doorbell(database_url)
     hints = Hints(hub, doorbell)
     keys = KeyDirectory(db, key_provider(settings).derive(API_KEYS))
-    organization_limits = {
-        RateKind.CREATE: settings.rate_limit_creates_per_minute,
-        RateKind.READ: settings.rate_limit_reads_per_minute,
-    }
-    limiter = Limiter(db, organization_limits) if settings.rate_limits == "on" else None
+    limits = organization_limits(settings)
+    limiter = Limiter(db, limits) if settings.rate_limits == "on" else None
     services = Services(
         db=db,
         keys=keys,
@@ -42,7 +38,7 @@ async def run(settings: Settings) -> None:
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,
         rate_limits=limiter,
-        organization_limits=organization_limits,
+        organization_limits=limits,
     )
 
     async def missed() -> None:

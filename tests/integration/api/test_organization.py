@@ -39,6 +39,7 @@ async def create_key(client: AsyncAnthropic, **fields: Any) -> Any:
     return await client.post("/v1/organizations/api_keys", body=fields, cast_to=object)
 
 
+@pytest.mark.requirement("ORG-012")
 async def test_the_organization(owner: AsyncAnthropic, client: AsyncAnthropic) -> None:
     me = await owner.organization.retrieve()
     assert (me.type, me.name) == ("organization", "default")
@@ -47,6 +48,7 @@ async def test_the_organization(owner: AsyncAnthropic, client: AsyncAnthropic) -
     assert answer.headers["anthropic-organization-id"] == me.id
 
 
+@pytest.mark.requirement("ORG-008", "ORG-004")
 async def test_workspaces_live_and_are_archived(owner: AsyncAnthropic, served: Served, raw: httpx.AsyncClient) -> None:
     workspaces = owner.organization.workspaces
     made = await workspaces.create(name="research", display_color="#00ff00", tags={"team": "r", "cost": "7"})
@@ -82,6 +84,7 @@ async def test_workspaces_live_and_are_archived(owner: AsyncAnthropic, served: S
         await workspaces.archive(everything[-1].id)
 
 
+@pytest.mark.requirement("ORG-008")
 async def test_pages_go_both_ways(owner: AsyncAnthropic) -> None:
     workspaces = owner.organization.workspaces
     made = [(await workspaces.create(name=f"w{index}")).id for index in range(5)]
@@ -99,6 +102,7 @@ async def test_pages_go_both_ways(owner: AsyncAnthropic) -> None:
             await workspaces.list(**cursors)
 
 
+@pytest.mark.requirement("ORG-902")
 async def test_what_a_workspace_cannot_have_is_refused_by_name(raw: httpx.AsyncClient, served: Served) -> None:
     headers = served.headers(x_api_key=FIRST_KEY)
     for message, fields in (
@@ -118,6 +122,7 @@ async def test_what_a_workspace_cannot_have_is_refused_by_name(raw: httpx.AsyncC
     assert answer.status_code == 200
 
 
+@pytest.mark.requirement("ORG-001", "ORG-002", "ORG-903")
 async def test_a_key_is_shown_once_and_lives_until_revoked(owner: AsyncAnthropic, served: Served, raw: httpx.AsyncClient) -> None:
     made = await create_key(owner, name="ci", workspace_id=served.caller.workspace_id, access_scope="viewer")
     secret = made.pop("secret")
@@ -152,6 +157,7 @@ async def test_a_key_is_shown_once_and_lives_until_revoked(owner: AsyncAnthropic
     assert [found.id async for found in listed.list(status="archived", limit=1)] == [made["id"]]
 
 
+@pytest.mark.requirement("ORG-006")
 async def test_a_key_expires(owner: AsyncAnthropic, served: Served, raw: httpx.AsyncClient) -> None:
     soon = datetime.now(UTC) + timedelta(hours=1)
     made = await create_key(owner, name="brief", expires_at=soon.isoformat())
@@ -173,6 +179,7 @@ async def test_the_answer_with_a_secret_is_not_to_be_stored(raw: httpx.AsyncClie
     assert answer.json()["secret"].startswith("sk-ma-")
 
 
+@pytest.mark.requirement("ORG-009")
 async def test_one_workspaces_administrator_keeps_to_it(served: Served, owner: AsyncAnthropic, raw: httpx.AsyncClient) -> None:
     theirs = await keys.list_keys(served.services.db, workspace_id=served.stranger.workspace_id)
     async with sdk(served.base_url, await key_of(served, Scope.ADMIN)) as admin:
@@ -201,6 +208,7 @@ async def test_one_workspaces_administrator_keeps_to_it(served: Served, owner: A
         assert (await create_key(admin, name="k"))["scope"]["workspace_id"] == served.caller.workspace_id
 
 
+@pytest.mark.requirement("ORG-003")
 @pytest.mark.parametrize("scope", [Scope.VIEWER, Scope.DEVELOPER])
 async def test_only_administrators_administer(served: Served, raw: httpx.AsyncClient, scope: Scope) -> None:
     caller = await key_of(served, scope)
@@ -234,6 +242,7 @@ async def test_unknown_and_unstorable_ids_are_404(raw: httpx.AsyncClient, served
             refused(await raw.request(method, path, headers=headers), 404, "not_found_error", "")
 
 
+@pytest.mark.requirement("ORG-007")
 async def test_an_organizations_administrator_acts_in_the_workspace_it_names(
     served: Served, owner: AsyncAnthropic, raw: httpx.AsyncClient
 ) -> None:
@@ -259,6 +268,7 @@ async def test_an_organizations_administrator_acts_in_the_workspace_it_names(
     refused(await raw.get("/v1/agents", headers=headers), 403, "permission_error", "anthropic-workspace-id: ")
 
 
+@pytest.mark.requirement("ORG-023", "ORG-901")
 async def test_rate_limits_are_listed_and_overridden(owner: AsyncAnthropic, served: Served) -> None:
     listed = [entry async for entry in owner.organization.rate_limits.list()]
     assert [(entry.limits[0].type, entry.limits[0].value) for entry in listed] == [

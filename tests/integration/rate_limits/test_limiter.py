@@ -72,6 +72,7 @@ async def shares(made: Sequence[Limiter], kind: RateKind, requests: Sequence[int
     return passed
 
 
+@pytest.mark.requirement("ORG-020")
 @pytest.mark.parametrize(("kind", "limit"), [(RateKind.CREATE, CREATES), (RateKind.READ, READS)])
 async def test_four_processes_never_exceed_the_limit_and_refuse_little_early(
     database_url: str, kind: RateKind, limit: int
@@ -103,6 +104,7 @@ async def test_what_is_not_spent_is_given_back(database_url: str, db: Database) 
                 await anyio.sleep(0.1)  # until the blocks have ended, which is a matter of seconds
 
 
+@pytest.mark.requirement("ORG-022")
 async def test_a_refusal_says_when_to_come_back(database_url: str) -> None:
     async with limiters(database_url, 1) as (limiter,):
         admission = await limiter.admit(actor(), RateKind.CREATE)
@@ -122,6 +124,7 @@ async def test_a_refusal_says_when_to_come_back(database_url: str) -> None:
         assert await flood(limiter, RateKind.READ, 10) == 10  # the other budget is another one
 
 
+@pytest.mark.requirement("ORG-023")
 async def test_a_workspaces_own_limit_holds_beside_the_organizations(database_url: str) -> None:
     async with limiters(database_url, 2) as made:
         mine = actor(creates_per_minute=20)

@@ -116,9 +116,10 @@ async def create(
         return NewApiKey(await _insert(tx, new_id(API_KEY), scope, secret, hmac_key, values), secret)
 
 
-async def list_keys(db: Database, *, workspace_id: str | None = None) -> list[ApiKey]:
-    """Return API keys, oldest first; revoked ones too."""
-    statement = _SELECT.where(ApiKeyRow.environment_id.is_(None)).order_by(ApiKeyRow.created_at, ApiKeyRow.id)
+async def list_keys(db: Database, *, workspace_id: str | None = None, environment_id: str | None = None) -> list[ApiKey]:
+    """Return API keys, or an environment's keys, oldest first and revoked ones too; for operators."""
+    statement = _SELECT.where(ApiKeyRow.environment_id.is_not_distinct_from(environment_id))
+    statement = statement.order_by(ApiKeyRow.created_at, ApiKeyRow.id)
     if workspace_id is not None:
         statement = statement.where(ApiKeyRow.workspace_id == workspace_id)
     async with db.autocommit() as tx:

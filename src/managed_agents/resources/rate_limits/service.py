@@ -105,6 +105,15 @@ async def set_override(tx: Tx, workspace_id: str, kind: RateKind, value: int | N
     await tx.execute(statement.on_conflict_do_update(index_elements=key, set_={"requests_per_minute": value}))
 
 
+async def override(db: Database, reach: Reach, workspace_id: str, wanted: Mapping[RateKind, int | None]) -> None:
+    """Set or clear overrides, everywhere at once; for operators. Raises `NotFound`."""
+    async with db.transaction() as tx:
+        await retrieve_within(tx, reach, workspace_id, lock=True)
+        for kind, value in wanted.items():
+            await set_override(tx, workspace_id, kind, value)
+        await ring(tx, workspace_id)
+
+
 async def overrides_of(db: Database, workspace_id: str) -> dict[RateKind, int]:
     """Return a workspace's overrides; for operators."""
     async with db.autocommit() as tx:
