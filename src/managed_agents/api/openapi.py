@@ -1,4 +1,4 @@
-"""The API's document, generated from what reads the requests (`web/operation.py`) and from the SDK's types of the answers.
+"""The API's OpenAPI document, from what reads the requests (`web/operation.py`) and the SDK's types of the answers.
 
 Committed as docs/api/openapi.json: `make docs` writes it, `make check` compares. A server serves that file, so that it
 never imports the SDK, which costs seconds.
@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import orjson
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter
-from pydantic.json_schema import DEFAULT_REF_TEMPLATE, JsonSchemaMode
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from managed_agents import __version__
 from managed_agents.core import limits
@@ -24,7 +25,6 @@ Json = dict[str, Any]
 
 COMPONENTS = "#/components/schemas/"
 SDK = "anthropic.types.beta"
-INSTANT = {"type": "string", "format": "date-time"}
 
 # Every status that the edge or a rule may answer with, beside 2xx; all of them carry the envelope.
 REFUSALS: Mapping[int, tuple[str, str]] = {
@@ -119,6 +119,11 @@ def document(routers: Sequence[APIRouter]) -> Json:
     }
 
 
+def encoded(routers: Sequence[APIRouter]) -> str:
+    """Return the document as it is committed: one field a line, so that changes can be read."""
+    return orjson.dumps(document(routers), option=orjson.OPT_INDENT_2).decode() + "\n"
+
+
 def undescribed(routers: Sequence[APIRouter]) -> list[str]:
     """Return the API's endpoints that the document would leave out."""
     return [
@@ -149,8 +154,6 @@ def _schemas(found: Sequence[tuple[APIRoute, Operation]]) -> tuple[dict[_Key, Js
     for route, operation in found:
         if operation.body is not None:
             requests.append((_request_key(route), "validation", TypeAdapter(operation.body)))
-        if operation.form is not None:
-            requests.append((_request_key(route), "validation", TypeAdapter(operation.form)))
         if (key := _answer_key(operation.answer)) is not None and key not in answers:
             answers[key] = (key, "serialization", TypeAdapter(_answer_type(operation.answer)))
     taken, request_components = _generated(requests)
@@ -167,7 +170,6 @@ def _generated(
     wanted: Sequence[tuple[_Key, JsonSchemaMode, TypeAdapter[Any]]],
 ) -> tuple[dict[_Key, Json], dict[str, Json]]:
     schemas, definitions = TypeAdapter.json_schemas(wanted, ref_template=COMPONENTS + "{model}")
-    assert DEFAULT_REF_TEMPLATE not in str(definitions)
     components = cast(dict[str, Json], definitions.get("$defs", {}))
     return {cast(_Key, key): schema for (key, _), schema in schemas.items()}, components
 
@@ -224,7 +226,7 @@ def _operation(route: APIRoute, method: str, operation: Operation, schemas: Mapp
         schema = schemas[_request_key(route)]
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     elif operation.form is not None:
-        found["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _form(route, schemas)}}}
+        found["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _form(operation.form)}}}
     elif method in CHANGING:
         empty = {"type": "object", "additionalProperties": False}
         found["requestBody"] = {"required": False, "content": {"application/json": {"schema": empty}}}
@@ -306,14 +308,12 @@ def _header_parameters(rule: auth.Beta, *, changing: bool) -> list[Json]:
     return found
 
 
-def _form(route: APIRoute, schemas: Mapping[_Key, Json]) -> Json:
-    fields = schemas[_request_key(route)]
-    return {
-        "type": "object",
-        "required": ["file"],
-        "allOf": [fields],
-        "properties": {"file": {"type": "string", "format": "binary"}},
-    }
+def _form(fields: type[BaseModel]) -> Json:
+    schema = fields.model_json_schema()
+    assert "$defs" not in schema, "fields of a form are plain"
+    schema["properties"]["file"] = {"type": "string", "format": "binary"}
+    schema["required"] = ["file", *schema.get("required", [])]
+    return schema
 
 
 # Answers
