@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from managed_agents.sandbox.backend import LimitHit, Sandbox
-from tests.integration.sandbox.contract import MIB, Bench, new_call, only, text
+from tests.integration.sandbox.contract import KINDS, MIB, SIZED, Bench, new_call, only, text
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -39,7 +39,7 @@ async def test_a_fork_bomb_ends(small: Sandbox) -> None:
         assert text(await small.execute(new_call("bash", command="echo alive"))) == "alive\n"
 
 
-@only("docker")
+@only(*SIZED)
 async def test_disk_is_bounded(small: Sandbox) -> None:
     with anyio.fail_after(60):
         full = await small.execute(new_call("bash", command="cat /dev/zero > /tmp/fill"))
@@ -54,7 +54,7 @@ async def test_disk_is_bounded(small: Sandbox) -> None:
         await small.execute(new_call("bash", command="rm /tmp/fill"))
 
 
-@only("docker-volume", "local", "local-mapped")  # where no sized disk is, the runner measures
+@only(*(kind for kind in KINDS if kind not in SIZED))  # where no sized disk is, the runner measures
 async def test_a_quota_ends_what_fills_the_disk_and_leaves_room_for_deleting(bench: Bench) -> None:
     sandbox = await bench.backend().provision(bench.spec(disk_bytes=24 * MIB))
     with anyio.fail_after(90):
