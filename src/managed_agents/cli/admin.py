@@ -182,7 +182,9 @@ def revoke_environment_key(key_id: str) -> None:
 @click.group(
     context_settings=CONTEXT_SETTINGS,
     epilog="\b\nExamples:\n  managed-agents workspaces create research\n"
-    "  managed-agents workspaces limits wrkspc_… --creates 60\n  managed-agents workspaces limits wrkspc_… --creates none\n  managed-agents workspaces archive wrkspc_…",
+    "  managed-agents workspaces limits wrkspc_… --creates 60\n"
+    "  managed-agents workspaces limits wrkspc_… --creates none\n"
+    "  managed-agents workspaces archive wrkspc_…",
 )
 def workspaces() -> None:
     """Create, list, rename and archive workspaces, and limit their requests.

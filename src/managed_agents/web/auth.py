@@ -12,7 +12,7 @@
 Every route names its actor through one of the aliases at the end; one without an actor is public on purpose.
 """
 
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
@@ -101,13 +101,6 @@ async def _in_asked_workspace(request: Request, actor: Actor) -> Actor:
     return elsewhere
 
 
-def _check_rights(actor: Actor, needed: Scope, *, environment_keys: bool) -> None:
-    if actor.environment_id is not None and not environment_keys:
-        raise PermissionDenied("An environment key cannot be used for this request", error_code="api_key_scope_missing")
-    if actor.scope < needed:
-        raise PermissionDenied(f"This API key lacks the scope `{needed.name.lower()}`", error_code="api_key_scope_missing")
-
-
 async def _count(request: Request, actor: Actor) -> None:
     limiter = edge_services(request).rate_limits
     kind = kind_of(request.method, request.scope["route"].path)
@@ -115,36 +108,50 @@ async def _count(request: Request, actor: Actor) -> None:
         request.state.admission = await limiter.admit(actor, kind)  # the edge puts it on the answer
 
 
-def authenticated(needed: Scope, rule: Beta, *, environment_keys: bool = False) -> Callable[[Request], Awaitable[Actor]]:
-    """Return a dependency that settles who is asking and whether they may.
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """A dependency that settles who is asking and whether they may.
 
     Environment keys are taken only where `environment_keys` says so; the route then limits them to their environment.
     """
 
-    async def dependency(request: Request) -> Actor:
+    needed: Scope
+    rule: Beta
+    environment_keys: bool = False
+
+    async def __call__(self, request: Request) -> Actor:
         actor = await _identify(request)
-        _check_betas(request, rule)
+        _check_betas(request, self.rule)
         if not request.headers.get("anthropic-version"):
             raise InvalidRequest("anthropic-version: header is required")
         actor = await _in_asked_workspace(request, actor)
-        _check_rights(actor, needed, environment_keys=environment_keys)
+        self._check_rights(actor)
         await _count(request, actor)
         return actor
 
-    return dependency
+    def _check_rights(self, actor: Actor) -> None:
+        if actor.environment_id is not None and not self.environment_keys:
+            raise PermissionDenied("An environment key cannot be used for this request", error_code="api_key_scope_missing")
+        if actor.scope < self.needed:
+            raise PermissionDenied(
+                f"This API key lacks the scope `{self.needed.name.lower()}`", error_code="api_key_scope_missing"
+            )
 
 
 # Agents, sessions and what belongs to them.
-Viewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.REQUIRED))]
-Developer = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.REQUIRED))]
+Viewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.REQUIRED))]
+Developer = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.REQUIRED))]
 # Environments.
-StrictViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.REQUIRED_ONLY))]
-StrictDeveloper = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.REQUIRED_ONLY))]
+StrictViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.REQUIRED_ONLY))]
+StrictDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.REQUIRED_ONLY))]
 # Files.
-PlainViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.OPTIONAL))]
-PlainDeveloper = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.OPTIONAL))]
+PlainViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.OPTIONAL))]
+PlainDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.OPTIONAL))]
 # The organisation: who and how much anybody may see; keys and workspaces are the administrators'.
-OrganizationViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.IGNORED))]
-Administrator = Annotated[Actor, Depends(authenticated(Scope.ADMIN, Beta.IGNORED))]
+OrganizationViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.IGNORED))]
+Administrator = Annotated[Actor, Depends(Authenticated(Scope.ADMIN, Beta.IGNORED))]
 # Keys of environments.
-StrictAdministrator = Annotated[Actor, Depends(authenticated(Scope.ADMIN, Beta.REQUIRED_ONLY))]
+StrictAdministrator = Annotated[Actor, Depends(Authenticated(Scope.ADMIN, Beta.REQUIRED_ONLY))]
+# Sessions, for workers too: `resources/sessions/access.py` limits these to their environment.
+WorkerViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.REQUIRED, environment_keys=True))]
+WorkerDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.REQUIRED, environment_keys=True))]

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import Select, and_, case, func, insert, literal, select, text, update
+from sqlalchemy import Select, and_, case, false, func, insert, literal, select, text, update
 
 from managed_agents.core import clock, ids, limits
 from managed_agents.core.errors import InvalidRequest, NotFound
@@ -135,7 +135,7 @@ async def page(db: Database, reach: Reach, query: ListKeysQuery) -> dict[str, An
     if query.workspace_id is not None:
         statement = statement.where(ApiKeyRow.workspace_id == query.workspace_id)
     if query.created_by_user_id is not None:
-        statement = statement.where(literal(False))  # there are no users: nobody is recorded as the creator
+        statement = statement.where(false())  # there are no users: nobody is recorded as the creator
     return await _page(db, statement, visible, query)
 
 

@@ -1,53 +1,51 @@
 """`/v1/organizations/me` and `/v1/organizations/workspaces`."""
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 
 from managed_agents.resources.organizations import service
 from managed_agents.resources.organizations.schemas import CreateWorkspace, ListWorkspacesQuery, UpdateWorkspace
-from managed_agents.web import body, query
 from managed_agents.web.auth import Administrator, OrganizationViewer
-from managed_agents.web.models import QueryModel
+from managed_agents.web.operation import Answer, Shape, operation
 from managed_agents.web.responses import Json
 from managed_agents.web.state import Db
 
 router = APIRouter(prefix="/v1/organizations", tags=["organization"])
 
+WORKSPACE = Answer("organization.BetaWorkspace")
+
 
 @router.get("/me")
-async def me(request: Request, actor: OrganizationViewer, db: Db) -> Response:
-    query.parse(request, QueryModel)
+@operation(Answer("BetaOrganization"))
+async def me(actor: OrganizationViewer, db: Db) -> Response:
     return Json(await service.organization(db, actor.organization_id))
 
 
 @router.post("/workspaces")
-async def create(request: Request, actor: Administrator, db: Db) -> Response:
-    query.parse(request, QueryModel)
-    command = await body.parse(request, CreateWorkspace)
+@operation(WORKSPACE)
+async def create_workspace(actor: Administrator, db: Db, command: CreateWorkspace) -> Response:
     return Json((await service.create(db, actor.reach, command)).body())
 
 
 @router.get("/workspaces")
-async def list_workspaces(request: Request, actor: Administrator, db: Db) -> Response:
-    return Json(await service.page(db, actor.reach, query.parse(request, ListWorkspacesQuery)))
+@operation(Answer(WORKSPACE.name, Shape.PAGE_OF_OBJECTS))
+async def list_workspaces(actor: Administrator, db: Db, asked: ListWorkspacesQuery) -> Response:
+    return Json(await service.page(db, actor.reach, asked))
 
 
 @router.get("/workspaces/{workspace_id}")
-async def retrieve(workspace_id: str, request: Request, actor: Administrator, db: Db) -> Response:
-    query.parse(request, QueryModel)
+@operation(WORKSPACE)
+async def retrieve_workspace(workspace_id: str, actor: Administrator, db: Db) -> Response:
     return Json((await service.retrieve(db, actor.reach, workspace_id)).body())
 
 
 @router.post("/workspaces/{workspace_id}")
-async def update(workspace_id: str, request: Request, actor: Administrator, db: Db) -> Response:
-    query.parse(request, QueryModel)
-    command = await body.parse(request, UpdateWorkspace)
+@operation(WORKSPACE)
+async def update_workspace(workspace_id: str, actor: Administrator, db: Db, command: UpdateWorkspace) -> Response:
     return Json((await service.update_workspace(db, actor.reach, workspace_id, command)).body())
 
 
 @router.post("/workspaces/{workspace_id}/archive")
-async def archive(workspace_id: str, request: Request, actor: Administrator, db: Db) -> Response:
-    query.parse(request, QueryModel)
-    await body.none(request)
+@operation(WORKSPACE)
+async def archive_workspace(workspace_id: str, actor: Administrator, db: Db) -> Response:
     return Json((await service.archive(db, actor.reach, workspace_id)).body())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from time import monotonic
+from typing import Any
 
 import anyio
 from sqlalchemy import bindparam, func, select, tuple_, update
@@ -281,7 +282,9 @@ async def take_out(
     async with db.transaction() as tx:
         rows = (await tx.execute(locked)).all()
         if len(rows) < len(keys):
-            empty = [{"subject_id": subject_id, "kind": kind, "newest_slot": 0, "charges": []} for subject_id, kind in keys]
+            empty: list[dict[str, Any]] = [
+                {"subject_id": subject_id, "kind": kind, "newest_slot": 0, "charges": []} for subject_id, kind in keys
+            ]
             await tx.execute(upsert(RateBudgetRow).values(empty).on_conflict_do_nothing())
             rows = (await tx.execute(locked)).all()
         changes: list[dict[str, object]] = []

@@ -4,39 +4,42 @@ spec: a worker falls back to its environment key for retrieving a session, its e
 is 404 for such a key, with the same text as one that does not exist.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends
 from sqlalchemy import select
-from starlette.requests import Request
 
+from managed_agents.db.engine import Database
 from managed_agents.eventlog.tables import SessionRow
 from managed_agents.resources.sessions.service import check_id, not_found
-from managed_agents.web.actor import Actor, Scope
-from managed_agents.web.auth import Beta, authenticated
-from managed_agents.web.state import edge_services
+from managed_agents.web.actor import Actor
+from managed_agents.web.auth import WorkerDeveloper, WorkerViewer
+from managed_agents.web.state import Db
 
 
-def _of_session(needed: Scope) -> Callable[[Request, str], Awaitable[Actor]]:
-    identify = authenticated(needed, Beta.REQUIRED, environment_keys=True)
-
-    async def dependency(request: Request, session_id: str) -> Actor:
-        actor = await identify(request)
-        if actor.environment_id is not None:
-            check_id(session_id)
-            session = select(SessionRow.id).where(
-                SessionRow.id == session_id,
-                SessionRow.workspace_id == actor.workspace_id,
-                SessionRow.environment_id == actor.environment_id,
-            )
-            async with edge_services(request).db.autocommit() as tx:
-                if (await tx.scalar(session)) is None:
-                    raise not_found(session_id)
-        return actor
-
-    return dependency
+async def _viewer(session_id: str, actor: WorkerViewer, db: Db) -> Actor:
+    await _check(db, actor, session_id)
+    return actor
 
 
-SessionViewer = Annotated[Actor, Depends(_of_session(Scope.VIEWER))]
-SessionDeveloper = Annotated[Actor, Depends(_of_session(Scope.DEVELOPER))]
+async def _developer(session_id: str, actor: WorkerDeveloper, db: Db) -> Actor:
+    await _check(db, actor, session_id)
+    return actor
+
+
+async def _check(db: Database, actor: Actor, session_id: str) -> None:
+    if actor.environment_id is None:
+        return
+    check_id(session_id)
+    session = select(SessionRow.id).where(
+        SessionRow.id == session_id,
+        SessionRow.workspace_id == actor.workspace_id,
+        SessionRow.environment_id == actor.environment_id,
+    )
+    async with db.autocommit() as tx:
+        if (await tx.scalar(session)) is None:
+            raise not_found(session_id)
+
+
+SessionViewer = Annotated[Actor, Depends(_viewer)]
+SessionDeveloper = Annotated[Actor, Depends(_developer)]
