@@ -12,13 +12,16 @@ from typing import Any, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.append import NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
+from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
 from managed_agents.harness.brain import Harness
 from managed_agents.harness.context import Context
@@ -26,6 +29,7 @@ from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.judge import Judge
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.permissions import Judgement
+from managed_agents.harness.preview import Preview
 from managed_agents.harness.request import Failed, Finished, ModelRequester
 from managed_agents.harness.response import Response, events_of, judged_calls
 from managed_agents.harness.tools import definitions
@@ -60,6 +64,7 @@ class Parts:
     requester: ModelRequester
     hands: Hands
     harness: Harness
+    previews: PreviewSender
     jitter: Callable[[], float]
 
 
@@ -190,9 +195,10 @@ class SessionRunner:
 
     async def _log(
         self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = (), *, expect_input_seq: int | None = None
-    ) -> None:
+    ) -> list[StoredEvent]:
         stored = await self._append(events, taken=taken, expect_input_seq=expect_input_seq)
         await self._context.follow(self._parts.db, stored)
+        return stored
 
     async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
         """Append the resting step on the input it was decided on; False when that has moved."""
@@ -207,15 +213,18 @@ class SessionRunner:
     async def _request_model(self, step: steps.RequestModel) -> bool:
         context = self._context
         start = ev.span_start(self._thread_id)
-        await self._log([*self._opening(step.opens_period), *(queued.taken_up() for queued in step.taken), start], step.taken)
+        opening = self._opening(step.opens_period)
+        stored = await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
         uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
+        preview = self._preview(stored[-1].seq)
         judgements: dict[int, Judgement] = {}
 
         async def ask() -> Finished | Failed:
-            outcome = await self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
+            requester, harness = self._parts.requester, self._parts.harness
+            outcome = await requester.request(harness, self._agent, context.transcript, uploads, watch=preview.take)
             if isinstance(outcome, Finished):
                 judgements.update(await self._judge(outcome.response))
             return outcome
@@ -224,7 +233,10 @@ class SessionRunner:
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
-                await self._log(events_of(response, self._thread_id, start.id, self._agent["tools"], judgements))
+                tools = self._agent["tools"]
+                await self._log(
+                    events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids)
+                )
                 faults.reach(RESPONSE_LOGGED)
             case Failed():
                 return await self._model_failed(start.id, outcome)
@@ -240,6 +252,22 @@ class SessionRunner:
         judgements = await judge.judge(self._agent, self._context.transcript.for_request(), calls)
         faults.reach(CALLS_JUDGED)
         return judgements
+
+    def _preview(self, span_seq: int) -> Preview:
+        """Begin the previews of the request whose start is in the log; whether anyone wants them is asked beside it."""
+        preview = Preview(self.claim.session_id, self._thread_id, span_seq, self._parts.previews.push)
+        assert self._background is not None
+        self._background.start_soon(self._ask_interest, preview)
+        return preview
+
+    async def _ask_interest(self, preview: Preview) -> None:
+        try:
+            async with self._parts.db.autocommit() as tx:
+                preview.decide(await interest.wanted(tx, self.claim.session_id))
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            # No previews for this request: nothing depends on them.
+            logger.warning("interest in previews of %s not known: %s", self.claim.session_id, type(error).__name__)
+            preview.decide(False)
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:
         """Reschedule, or give the turn up. Ends at rest unless an interrupt came meanwhile."""
