@@ -211,7 +211,8 @@ class Hub:
                 cursor = entry.seq
                 if entry.thread_id == thread_id:
                     chunks.append(entry.frame)
-                    ended = ended or entry.ends
+                # The end of the session, which is told on its primary thread, ends the streams of all threads.
+                ended = ended or entry.ends
             if chunks:
                 yield b"".join(chunks)
             if channel.deleted:

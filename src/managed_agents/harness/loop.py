@@ -96,7 +96,7 @@ class SessionRunner:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
             if self._offers_tools:
-                group.start_soon(self._hands.uploads)  # remembered for the request
+                group.start_soon(self._hands.uploads, self.claim.input_seq)  # remembered for the request
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
@@ -193,7 +193,7 @@ class SessionRunner:
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
-        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
+        uploads = [upload.path for upload in await self._hands.uploads(context.input_seq)] if self._offers_tools else []
         outcome = await self._until_interrupted(
             lambda: self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
         )

@@ -29,6 +29,7 @@ from managed_agents.resources.agents.schemas import (
     CreateAgent,
     ListAgentsQuery,
     ListVersionsQuery,
+    SessionAgentUpdate,
     UpdateAgent,
 )
 from managed_agents.resources.agents.served import refuse_unserved
@@ -258,6 +259,15 @@ def overridden(config: AgentConfig, reference: AgentWithOverrides) -> AgentConfi
         result["system"] = reference.system or None
     if "tools" in sent:
         result["tools"] = resolve_tools(reference.tools or (), prefix="agent.")
+    return result
+
+
+def updated_for_session(stored: AgentSnapshot, command: SessionAgentUpdate) -> AgentSnapshot:
+    """Return a session's agent with other tools: a list that was sent replaces the stored one."""
+    refuse_unserved(tools=command.tools, mcp_servers=command.mcp_servers, prefix="agent.")
+    result = stored.copy()
+    if "tools" in command.model_fields_set:
+        result["tools"] = resolve_tools(command.tools, prefix="agent.")
     return result
 
 
