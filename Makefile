@@ -20,12 +20,13 @@ setup: ## Everything a fresh machine needs: environment, Docker engine, sandbox 
 	@scripts/setup
 
 .PHONY: check
-check: environment ## Format, lint, types, import contracts, migrations against tables
+check: environment ## Format, lint, types, import contracts, migrations against tables, generated pages
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/basedpyright src
 	.venv/bin/lint-imports
 	$(PY) scripts/alembic_check.py
+	$(PY) scripts/generate_docs.py --check
 
 .PHONY: format
 format: environment ## Format and fix what can be fixed by itself

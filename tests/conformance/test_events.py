@@ -199,6 +199,7 @@ async def test_a_reader_that_leaves_stops_nothing(server: Stack, held: Gate) -> 
     assert (await server.history(session))[-1].type == "session.status_idle"
 
 
+@pytest.mark.requirement("EVT-903")
 async def test_wrong_addresses(server: Stack) -> None:
     session = await server.session()
     for suffix in ("/sesn_01unknown/events/stream", "/nonsense/events/stream", "/sesn_01unknown/events"):

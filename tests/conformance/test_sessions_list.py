@@ -68,6 +68,7 @@ async def test_pages_are_stable_while_sessions_are_made(server: Stack) -> None:
     assert ids(newest) == [new.id]
 
 
+@pytest.mark.requirement("SES-902")
 async def test_filters(server: Stack) -> None:
     agent, (first, second, third) = await several(server, 3)
     list_ = server.client.beta.sessions.list

@@ -114,7 +114,7 @@ async def archive_thread(request: Request, session_id: str, thread_id: str, acto
 @router.get("/{session_id}/threads/{thread_id}/events")
 async def list_thread_events(request: Request, session_id: str, thread_id: str, actor: Viewer) -> Response:
     asked = query.parse(request, ListThreadEvents)
-    wanted = ListEvents(limit=asked.limit, page=asked.page)
+    wanted = ListEvents.model_validate(asked.model_dump())  # asc, unfiltered: a thread's list has no more parameters
     answer = await services(request).events.page(actor.workspace_id, session_id, wanted, thread_id=thread_id)
     return Response(answer, media_type="application/json")
 
