@@ -40,7 +40,7 @@ ROUTES = sorted(
     f"{method} {route.path}"
     for router in ROUTERS
     for route in router.routes
-    if isinstance(route, APIRoute) and "{" in route.path
+    if isinstance(route, APIRoute) and route.path.startswith("/v1/") and "{" in route.path
     for method in route.methods
 )
 

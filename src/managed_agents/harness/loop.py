@@ -12,18 +12,22 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.append import NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
+from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
 from managed_agents.harness.brain import Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.lease import Claim
+from managed_agents.harness.preview import Preview
 from managed_agents.harness.request import Failed, Finished, ModelRequester
 from managed_agents.harness.response import events_of
 from managed_agents.harness.tools import definitions
@@ -55,6 +59,7 @@ class Parts:
     requester: ModelRequester
     hands: Hands
     harness: Harness
+    previews: PreviewSender
     jitter: Callable[[], float]
 
 
@@ -172,8 +177,10 @@ class SessionRunner:
             await self._parts.appender.append(append)
         return append.stored
 
-    async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> None:
-        await self._context.follow(self._parts.db, await self._append(events, taken=taken))
+    async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> list[StoredEvent]:
+        stored = await self._append(events, taken=taken)
+        await self._context.follow(self._parts.db, stored)
+        return stored
 
     async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
         """Append the resting step on the input it was decided on; False when that has moved."""
@@ -189,24 +196,44 @@ class SessionRunner:
         context = self._context
         start = ev.span_start(self._thread_id)
         opening = ev.running(self._thread_id, self._agent["name"]) if step.opens_period else []
-        await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
+        stored = await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
         uploads = [upload.path for upload in await self._hands.uploads(context.input_seq)] if self._offers_tools else []
+        preview = self._preview(stored[-1].seq)
         outcome = await self._until_interrupted(
-            lambda: self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
+            lambda: self._parts.requester.request(
+                self._parts.harness, self._agent, context.transcript, uploads, watch=preview.take
+            )
         )
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
-                await self._log(events_of(response, self._thread_id, start.id, self._agent["tools"]))
+                tools = self._agent["tools"]
+                await self._log(events_of(response, self._thread_id, start.id, tools, event_ids=preview.event_ids))
                 faults.reach(RESPONSE_LOGGED)
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
                 await self._log([self._failed_span(start.id, cut=True)])
         return False
+
+    def _preview(self, span_seq: int) -> Preview:
+        """Begin the previews of the request whose start is in the log; whether anyone wants them is asked beside it."""
+        preview = Preview(self.claim.session_id, self._thread_id, span_seq, self._parts.previews.push)
+        assert self._background is not None
+        self._background.start_soon(self._ask_interest, preview)
+        return preview
+
+    async def _ask_interest(self, preview: Preview) -> None:
+        try:
+            async with self._parts.db.autocommit() as tx:
+                preview.decide(await interest.wanted(tx, self.claim.session_id))
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            # No previews for this request: nothing depends on them.
+            logger.warning("interest in previews of %s not known: %s", self.claim.session_id, type(error).__name__)
+            preview.decide(False)
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:
         """Reschedule, or give the turn up. Ends at rest unless an interrupt came meanwhile."""

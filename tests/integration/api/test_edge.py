@@ -241,6 +241,7 @@ async def test_bad_queries_name_the_parameter(raw: httpx.AsyncClient, served: Se
     refused(answer, 400, "invalid_request_error", expected)
 
 
+@pytest.mark.requirement("CNV-002")
 async def test_beta_in_the_query_is_ignored_and_other_lists_cursors_are_not_taken(
     client: AsyncAnthropic, raw: httpx.AsyncClient, served: Served
 ) -> None:
@@ -304,7 +305,7 @@ async def test_health_and_metrics(raw: httpx.AsyncClient, served: Served) -> Non
     assert 'route="/v1/agents/{agent_id}"' in exposed
     assert "agent_x" not in exposed
     async with served.services.db.transaction() as tx:
-        await tx.execute(text("DROP TABLE api_keys"))
+        await tx.execute(text("DROP TABLE alembic_version"))
     answer = await raw.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "unready")
 

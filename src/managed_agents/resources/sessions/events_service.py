@@ -11,12 +11,12 @@ from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
-from managed_agents.eventlog import read
+from managed_agents.eventlog import interest, read
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.sessions import inputs
-from managed_agents.resources.sessions.schemas import ListEvents, SendEvents
+from managed_agents.resources.sessions.schemas import ListEvents, SendEvents, StreamEvents
 from managed_agents.resources.sessions.service import check_id, not_found
 from managed_agents.web import pagination
 
@@ -76,19 +76,28 @@ class SessionEvents:
         return b'{"data":[%b],"next_page":%b}' % (b",".join(item.body for item in items), next_page)
 
     async def stream(
-        self, workspace_id: WorkspaceId, session_id: str, *, thread_id: str | None = None
+        self, workspace_id: WorkspaceId, session_id: str, query: StreamEvents, *, thread_id: str | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Open a stream of what is appended to a thread, the primary one by default, from now on.
 
         Of what has ended that is nothing, and it ends at once. Raises NotFound before anything is sent.
         """
+        previews = frozenset(query.event_deltas or ())
         async with self.db.autocommit() as tx:
             head = await require_session(tx, workspace_id, session_id)
             thread = None if thread_id is None else await require_thread(tx, session_id, thread_id)
-        if head.terminated_at is not None or (thread is not None and thread.status == "terminated"):
-            return _nothing()
+            if head.terminated_at is not None or (thread is not None and thread.status == "terminated"):
+                return _nothing()
+            if previews:
+                # Registered first, positions read after: a model request that starts behind them sees the interest.
+                await interest.register(tx, [session_id])
+                head = await require_session(tx, workspace_id, session_id)
         return self.hub.subscribe(
-            session_id, thread_id or head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq
+            session_id,
+            thread_id or head.primary_thread_id,
+            seq=head.last_seq,
+            inbox_seq=head.last_inbox_seq,
+            previews=previews,
         )
 
 

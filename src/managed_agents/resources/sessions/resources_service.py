@@ -82,7 +82,7 @@ async def add(db: Database, hints: Hints, workspace_id: WorkspaceId, session_id:
 
 
 async def rotate_token(db: Database, workspace_id: WorkspaceId, session_id: str, resource_id: str) -> Json:
-    """Replace a repository's token. Only repositories have one, and there are none yet, so every kind refuses.
+    """Replace a repository's token (spec: ResourceUpdateParams). There are no repositories yet, so every kind refuses.
 
     Raises:
         NotFound, InvalidRequest.
@@ -90,7 +90,6 @@ async def rotate_token(db: Database, workspace_id: WorkspaceId, session_id: str,
     async with db.transaction() as tx:
         await _lock(tx, workspace_id, session_id)
         row = await _select(tx, session_id, resource_id)
-    # spec: resource_update_params.py, authorization_token
     raise InvalidRequest(
         f'authorization_token: a "{row.type}" resource has no token; only github_repository resources support token rotation'
     )

@@ -7,7 +7,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, RootModel, StringConstraints, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator
 from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
@@ -150,12 +150,8 @@ class FileResource(RequestModel):
 
 Resource = Annotated[FileResource, BeforeValidator(served.resource)]
 
-
-class FileResourceBody(RootModel[Resource]):
-    """`POST /v1/sessions/{id}/resources`."""
-
-
 Title = Annotated[str, StringConstraints(max_length=TITLE_CHARS_MAX)]
+EVENT_DELTAS_MAX = 100  # spec: event_stream_params.py; more values are refused
 RESOURCES_MAX = 500  # spec: file resources per session
 
 
@@ -245,7 +241,7 @@ class ListEvents(QueryModel):
 class StreamEvents(QueryModel):
     """`GET /v1/sessions/{id}/events/stream`."""
 
-    event_deltas: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
+    event_deltas: Annotated[list[Literal["agent.message", "agent.thinking"]] | None, Field(max_length=EVENT_DELTAS_MAX)] = None
 
 
 class ListThreads(QueryModel):

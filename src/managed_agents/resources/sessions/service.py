@@ -254,7 +254,7 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
         if query.agent_version is not None:
             statement = statement.where(SESSIONS.c.agent_version == query.agent_version)
     if query.deployment_id is not None or query.memory_store_id is not None:
-        # True of every session for as long as there are neither: no deployment made it, no store is mounted.
+        # No session was made by a deployment or has a memory store mounted: there are neither yet.
         statement = statement.where(false())
     if query.statuses:
         statement = statement.where(SESSIONS.c.status.in_(query.statuses))
