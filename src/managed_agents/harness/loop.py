@@ -106,7 +106,7 @@ class SessionRunner:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
             if self._offers_tools:
-                group.start_soon(self._hands.uploads)  # remembered for the request
+                group.start_soon(self._hands.uploads, self.claim.input_seq)  # remembered for the request
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
@@ -218,7 +218,7 @@ class SessionRunner:
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
-        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
+        uploads = [upload.path for upload in await self._hands.uploads(context.input_seq)] if self._offers_tools else []
         preview = self._preview(stored[-1].seq)
         judgements: dict[int, Judgement] = {}
 
@@ -234,9 +234,7 @@ class SessionRunner:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
                 tools = self._agent["tools"]
-                await self._log(
-                    events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids)
-                )
+                await self._log(events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids))
                 faults.reach(RESPONSE_LOGGED)
             case Failed():
                 return await self._model_failed(start.id, outcome)
