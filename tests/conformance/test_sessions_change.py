@@ -59,7 +59,7 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
-@pytest.mark.requirement("CNV-050", "SES-048", "SES-049", "SES-903")
+@pytest.mark.requirement("CNV-050", "SES-048", "SES-049")
 @pytest.mark.parametrize(
     ("body", "named"),
     [
