@@ -106,7 +106,7 @@ class SessionRunner:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
             if self._offers_tools:
-                group.start_soon(self._hands.uploads)  # remembered for the request
+                group.start_soon(self._hands.uploads, self.claim.input_seq)  # remembered for the request
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
@@ -218,7 +218,7 @@ class SessionRunner:
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
-        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
+        uploads = [upload.path for upload in await self._hands.uploads(context.input_seq)] if self._offers_tools else []
         preview = self._preview(stored[-1].seq)
         judgements: dict[int, Judgement] = {}
 
