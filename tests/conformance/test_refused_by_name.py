@@ -12,7 +12,6 @@ from tests.support.stack import MODEL, TOOLSET, Stack
 pytestmark = pytest.mark.anyio
 
 AGENTS, ENVIRONMENTS, SESSIONS = "/v1/agents", "/v1/environments", "/v1/sessions"
-SESSION = "/v1/sessions/{session}"
 EVENTS = "/v1/sessions/{session}/events"
 MCP = {"type": "url", "name": "x", "url": "https://example.com"}
 CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
@@ -68,7 +67,6 @@ CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
         ),
         pytest.param(SESSIONS, {"vault_ids": ["vlt_01x"]}, "vault_ids", marks=pytest.mark.requirement("SES-905")),
         pytest.param(SESSIONS, {"budget": CENTS}, "budget", marks=pytest.mark.requirement("SES-906")),
-        pytest.param(SESSION, {"agent": {"tools": []}}, "agent", marks=pytest.mark.requirement("SES-903")),
         pytest.param(
             EVENTS,
             {"events": [{"type": "user.define_outcome", "description": "x", "rubric": {"type": "text", "content": "y"}}]},

@@ -71,12 +71,16 @@ def _curls() -> set[str]:
     for page in EXAMPLE_PAGES:
         for example in examples(page):
             for command in re.findall(r"\bcurl -.*", example.code.replace("\\\n", " ")):
-                url = re.search(r'"\$BASE_URL(/v1/[^"?]*)', command)
+                url = re.search(r'"?\$BASE_URL(/v1/[^"?\s]*)', command)
                 method = re.search(r"-X (\w+)", command)
                 sends = re.search(r" -[dF] ", command) and " -G " not in command
                 path = re.sub(r"\$\w+|(?<=/)[a-z]+_01\w+", "{}", url[1] if url else "")
                 made.add(f"{method[1] if method else 'POST' if sends else 'GET'} {path}")
     return made
+
+
+def test_the_examples_of_every_page_about_the_api_are_run() -> None:
+    assert set(API.glob("*.md")) <= set(EXAMPLE_PAGES)
 
 
 def test_every_endpoint_is_shown_with_curl() -> None:
