@@ -37,7 +37,7 @@ from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.harness.brain import StandardHarness
+from managed_agents.harness.brain import STANDARD, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
@@ -381,7 +381,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
                 appender=appender,
                 requester=ModelRequester(client, Models(client.anthropic)),
                 hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), socket.gethostname()),
-                harness=StandardHarness(),
+                harnesses={STANDARD: StandardHarness()},
                 jitter=lambda: 0.0,
             )
             worker = Worker(parts, turns_max=100, ttl_seconds=15.0)

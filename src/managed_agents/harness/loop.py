@@ -5,7 +5,7 @@ Appends are shielded: a cancelled append might still be written, and the result 
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,14 +20,15 @@ from managed_agents.eventlog.append import NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.harness import decide as steps
-from managed_agents.harness.brain import Harness
+from managed_agents.harness.brain import STANDARD, Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.lease import Claim
+from managed_agents.harness.prompt import Brief, ModelRules
 from managed_agents.harness.request import Failed, Finished, ModelRequester
-from managed_agents.harness.response import events_of
+from managed_agents.harness.response import Response, compacted, events_of
 from managed_agents.harness.tools import definitions
-from managed_agents.harness.turn import ToolCall
+from managed_agents.harness.turn import ToolCall, snapshot
 from managed_agents.sandbox.backend import Outcome
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ OUTCOME_LOGGED = faults.register("turn.outcome_logged", "result in the log, not 
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
 CRASHES_MAX = 5
+CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 _HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
 
@@ -54,7 +56,8 @@ class Parts:
     appender: Appender
     requester: ModelRequester
     hands: Hands
-    harness: Harness
+    # By name; `STANDARD` is among them.
+    harnesses: Mapping[str, Harness]
     jitter: Callable[[], float]
 
 
@@ -67,7 +70,10 @@ class SessionRunner:
         self._worker_id = worker_id
         self._thread_id = claim.thread_id
         self._agent = claim.agent
-        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds)
+        # One that asks for a harness we do not have is only told so.
+        self._harness = parts.harnesses.get(claim.harness or STANDARD, parts.harnesses[STANDARD])
+        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds, self._harness.transcript())
+        self._rules: ModelRules | None = None
         self._input_changed = anyio.Event()
         self._hands: SessionHands = parts.hands.of_session(claim)
         self._background: TaskGroup | None = None
@@ -97,9 +103,13 @@ class SessionRunner:
             group.start_soon(self._context.load, self._parts.db)
             if self._offers_tools:
                 group.start_soon(self._hands.uploads)  # remembered for the request
+            group.start_soon(self._learn_rules)
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
+            return
+        if self.claim.harness not in (None, *self._parts.harnesses):
+            await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
         context = self._context
         before = (context.turn.seq, context.input_seq)
@@ -117,16 +127,23 @@ class SessionRunner:
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
         context = self._context
-        step = self._parts.harness.decide(context.turn, context.inbox, due_in_seconds=context.due_in_seconds)
+        step = self._harness.decide(
+            context.turn,
+            context.inbox,
+            due_in_seconds=context.due_in_seconds,
+            context_full=context.transcript.is_full(await self._brief(), context.inbox),
+        )
         match step:
             case steps.CloseSpan(start_id):
-                await self._log([self._failed_span(start_id, cut=True)])
+                await self._log([self._failed_span(start_id, CUT)])
             case steps.Interrupt():
                 return await self._interrupt(step)
             case steps.RunTools(calls):
                 await self._run_tools(calls)
             case steps.RequestModel():
                 return await self._request_model(step)
+            case steps.Compact():
+                return await self._compact(step)
             case steps.StopExhausted():
                 return await self._stop(step.error_type, step.message)
             case steps.GoIdle():
@@ -185,27 +202,61 @@ class SessionRunner:
 
     # The model
 
-    async def _request_model(self, step: steps.RequestModel) -> bool:
-        context = self._context
-        start = ev.span_start(self._thread_id)
-        opening = ev.running(self._thread_id, self._agent["name"]) if step.opens_period else []
-        await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
-        faults.reach(REQUEST_LOGGED)
-        self._prepare_hands()
+    async def _learn_rules(self) -> None:
+        self._rules = await self._parts.requester.rules(self._agent["model"]["id"])
+
+    async def _brief(self) -> Brief:
+        assert self._rules is not None
         # Only a session with tools tells the model of its files.
         uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
-        outcome = await self._until_interrupted(
-            lambda: self._parts.requester.request(self._parts.harness, self._agent, context.transcript, uploads)
-        )
+        return Brief(self._agent, self._rules, uploads)
+
+    async def _request_model(self, step: steps.RequestModel) -> bool:
+        def answered(response: Response, start_id: str, _brief: Brief) -> list[NewEvent]:
+            return events_of(response, self._thread_id, start_id, self._agent["tools"])
+
+        return await self._ask(step.opens_period, step.taken, self._context.transcript.request, answered)
+
+    async def _compact(self, step: steps.Compact) -> bool:
+        transcript = self._context.transcript
+
+        def body(brief: Brief) -> ev.Json:
+            return transcript.compaction(brief, briefly=step.briefly)
+
+        def summarised(response: Response, start_id: str, brief: Brief) -> list[NewEvent]:
+            kept = transcript.checkpoint(brief, response.content)
+            checkpoint = None if kept is None else {**kept, "turn": snapshot(self._context.turn)}
+            return compacted(response, self._thread_id, start_id, checkpoint)
+
+        return await self._ask(step.opens_period, (), body, summarised)
+
+    async def _ask(
+        self,
+        opens_period: bool,
+        taken: Sequence[QueuedEvent],
+        body: Callable[[Brief], ev.Json],
+        events: Callable[[Response, str, Brief], list[NewEvent]],
+    ) -> bool:
+        """Open a span, ask the model with `body`, and append what `events` makes of the answer in one append."""
+        start = ev.span_start(self._thread_id)
+        opening = ev.running(self._thread_id, self._agent["name"]) if opens_period else []
+        await self._log([*opening, *(queued.taken_up() for queued in taken), start], taken)
+        faults.reach(REQUEST_LOGGED)
+        self._prepare_hands()
+        brief = await self._brief()
+        outcome = await self._until_interrupted(lambda: self._parts.requester.send(body(brief), self._agent["model"]))
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
-                await self._log(events_of(response, self._thread_id, start.id, self._agent["tools"]))
+                await self._log(events(response, start.id, brief))
                 faults.reach(RESPONSE_LOGGED)
+            case Failed(too_long=True):
+                # Not a try that failed: a shorter one may do.
+                await self._log([self._failed_span(start.id, {"too_long": True})])
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
-                await self._log([self._failed_span(start.id, cut=True)])
+                await self._log([self._failed_span(start.id, CUT)])
         return False
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:
@@ -319,9 +370,9 @@ class SessionRunner:
         content = [{"type": "text", "text": INTERRUPTED}]
         return ev.tool_result(self._thread_id, call.event_id, content, is_error=True)
 
-    def _failed_span(self, start_id: str, *, cut: bool = False) -> NewEvent:
-        """`cut`: not the model's fault, so it does not count as a failed try."""
-        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private={"cut": True} if cut else None)
+    def _failed_span(self, start_id: str, private: ev.Json | None = None) -> NewEvent:
+        """`private` is null for the model's own failures, which count as tries."""
+        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private=private)
 
     def _idle(self, stop_reason: str, stop_details: ev.Json | None = None) -> list[NewEvent]:
         return ev.idle(self._thread_id, self._agent["name"], {"type": stop_reason}, stop_details)

@@ -18,7 +18,7 @@ from managed_agents.db.listener import Doorbell
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.harness.brain import StandardHarness
+from managed_agents.harness.brain import STANDARD, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
@@ -74,7 +74,7 @@ async def run(settings: Settings) -> None:
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
-        harness=StandardHarness(),
+        harnesses={STANDARD: StandardHarness()},
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
