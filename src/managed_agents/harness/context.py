@@ -32,13 +32,17 @@ class Context:
             self.turn.apply(event)
             self.transcript.apply(event)
 
+    def begin(self, events: Sequence[StoredEvent]) -> None:
+        """Take the first events that are read: from the log's beginning, or from a checkpoint on."""
+        if events and events[0].type == read.CHECKPOINT:
+            self.turn = restored(events[0].private_json()["turn"], seq=events[0].seq - 1)
+        self.extend(events)
+
     async def load(self, db: Database) -> None:
         """Read the log from its newest checkpoint on, and the inbox."""
         async with db.autocommit() as tx:
             rows = await read.from_checkpoint(tx, self.session_id, limit=READ_ROWS)
-            if rows and rows[0].type == read.CHECKPOINT:
-                self.turn = restored(rows[0].private_json()["turn"], seq=rows[0].seq - 1)
-            self.extend(rows)
+            self.begin(rows)
             if len(rows) == READ_ROWS:
                 await self._read_on(tx)
             self.inbox = await read.inbox_after(tx, self.session_id)
