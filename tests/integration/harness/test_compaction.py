@@ -174,7 +174,7 @@ async def test_a_failing_summary_is_retried_like_any_request(server: Stack) -> N
 async def test_an_interrupt_ends_a_compaction_and_the_next_turn_makes_it(server: Stack) -> None:
     def reply(request: Request) -> Reply:
         if asks_for_summary(request):
-            return [text("The"), stall(60)] if request.count("summary") == 1 else "The summary."
+            return [text("The"), stall(60)] if request.count("interrupted summary") == 1 else "The summary."
         return LONG
 
     session = await server.session(reply)
