@@ -221,8 +221,7 @@ async def test_wrong_addresses(server: Stack) -> None:
     head = await server.raw("HEAD", path_of(session))
     assert head.status_code == 405
     assert head.content == b""
-    for query in ("event_deltas[]=agent.message", "limit=5"):
-        await server.refused("GET", f"{path_of(session)}/stream?{query}")
+    await server.refused("GET", f"{path_of(session)}/stream?limit=5")
 
 
 async def test_foreign_and_old_names_in_a_stream_are_not_served(server: Stack) -> None:

@@ -56,6 +56,7 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("SES-903")
 @pytest.mark.parametrize(
     ("body", "named"),
     [

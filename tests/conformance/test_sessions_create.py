@@ -99,6 +99,7 @@ async def test_title_and_metadata(server: Stack) -> None:
     assert session.metadata == {"k" * 64: "v" * 512, "empty": ""}
 
 
+@pytest.mark.requirement("SES-901", "SES-904", "SES-905", "SES-906")
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

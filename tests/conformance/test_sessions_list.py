@@ -100,6 +100,7 @@ async def test_a_cursor_knows_its_order_and_its_list(server: Stack) -> None:
     assert len(ids(await page(server, agent, f"limit=5&page={cursor}"))) == 1
 
 
+@pytest.mark.requirement("SES-902")
 @pytest.mark.parametrize(
     ("query", "named"),
     [

@@ -27,6 +27,7 @@ def dumped(events: list[Any]) -> list[dict[str, Any]]:
     return [event.to_dict() for event in events]
 
 
+@pytest.mark.requirement("OBS-001", "SES-001")
 async def test_a_plain_turn(server: Stack) -> None:
     session = await server.session(["Hello!"])
     assert session.status == "idle"

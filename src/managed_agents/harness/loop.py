@@ -12,18 +12,22 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.append import NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
+from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
 from managed_agents.harness.brain import STANDARD, Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.lease import Claim
+from managed_agents.harness.preview import Preview
 from managed_agents.harness.prompt import Brief, ModelRules
 from managed_agents.harness.request import Failed, Finished, ModelRequester
 from managed_agents.harness.response import Response, compacted, events_of
@@ -58,7 +62,17 @@ class Parts:
     hands: Hands
     # By name; `STANDARD` is among them.
     harnesses: Mapping[str, Harness]
+    previews: PreviewSender
     jitter: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model request under way."""
+
+    start_id: str
+    brief: Brief
+    preview: Preview
 
 
 class SessionRunner:
@@ -189,8 +203,10 @@ class SessionRunner:
             await self._parts.appender.append(append)
         return append.stored
 
-    async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> None:
-        await self._context.follow(self._parts.db, await self._append(events, taken=taken))
+    async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> list[StoredEvent]:
+        stored = await self._append(events, taken=taken)
+        await self._context.follow(self._parts.db, stored)
+        return stored
 
     async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
         """Append the resting step on the input it was decided on; False when that has moved."""
@@ -212,8 +228,9 @@ class SessionRunner:
         return Brief(self._agent, self._rules, uploads)
 
     async def _request_model(self, step: steps.RequestModel) -> bool:
-        def answered(response: Response, start_id: str, _brief: Brief) -> list[NewEvent]:
-            return events_of(response, self._thread_id, start_id, self._agent["tools"])
+        def answered(response: Response, asked: _Asked) -> list[NewEvent]:
+            tools, told = self._agent["tools"], asked.preview.event_ids
+            return events_of(response, self._thread_id, asked.start_id, tools, event_ids=told)
 
         return await self._ask(step.opens_period, step.taken, self._context.transcript.request, answered)
 
@@ -223,32 +240,39 @@ class SessionRunner:
         def body(brief: Brief) -> ev.Json:
             return transcript.compaction(brief, briefly=step.briefly)
 
-        def summarised(response: Response, start_id: str, brief: Brief) -> list[NewEvent]:
-            kept = transcript.checkpoint(brief, response.content)
+        def summarised(response: Response, asked: _Asked) -> list[NewEvent]:
+            kept = transcript.checkpoint(asked.brief, response.content)
             checkpoint = None if kept is None else {**kept, "turn": snapshot(self._context.turn)}
-            return compacted(response, self._thread_id, start_id, checkpoint)
+            return compacted(response, self._thread_id, asked.start_id, checkpoint)
 
-        return await self._ask(step.opens_period, (), body, summarised)
+        return await self._ask(step.opens_period, (), body, summarised, shown=False)
 
     async def _ask(
         self,
         opens_period: bool,
         taken: Sequence[QueuedEvent],
         body: Callable[[Brief], ev.Json],
-        events: Callable[[Response, str, Brief], list[NewEvent]],
+        events: Callable[[Response, _Asked], list[NewEvent]],
+        *,
+        shown: bool = True,
     ) -> bool:
-        """Open a span, ask the model with `body`, and append what `events` makes of the answer in one append."""
+        """Open a span, ask the model with `body`, and append what `events` makes of the answer in one append.
+
+        `shown`: clients may see previews of the answer.
+        """
         start = ev.span_start(self._thread_id)
         opening = ev.running(self._thread_id, self._agent["name"]) if opens_period else []
-        await self._log([*opening, *(queued.taken_up() for queued in taken), start], taken)
+        stored = await self._log([*opening, *(queued.taken_up() for queued in taken), start], taken)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
-        brief = await self._brief()
-        outcome = await self._until_interrupted(lambda: self._parts.requester.send(body(brief), self._agent["model"]))
+        asked = _Asked(start.id, await self._brief(), self._preview(stored[-1].seq, shown=shown))
+        outcome = await self._until_interrupted(
+            lambda: self._parts.requester.send(body(asked.brief), self._agent["model"], watch=asked.preview.take)
+        )
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
-                await self._log(events(response, start.id, brief))
+                await self._log(events(response, asked))
                 faults.reach(RESPONSE_LOGGED)
             case Failed(too_long=True):
                 # Not a try that failed: a shorter one may do.
@@ -258,6 +282,25 @@ class SessionRunner:
             case None:
                 await self._log([self._failed_span(start.id, CUT)])
         return False
+
+    def _preview(self, span_seq: int, *, shown: bool) -> Preview:
+        """Begin the previews of the request whose start is in the log; whether anyone wants them is asked beside it."""
+        preview = Preview(self.claim.session_id, self._thread_id, span_seq, self._parts.previews.push)
+        if not shown:
+            preview.decide(False)
+            return preview
+        assert self._background is not None
+        self._background.start_soon(self._ask_interest, preview)
+        return preview
+
+    async def _ask_interest(self, preview: Preview) -> None:
+        try:
+            async with self._parts.db.autocommit() as tx:
+                preview.decide(await interest.wanted(tx, self.claim.session_id))
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            # No previews for this request: nothing depends on them.
+            logger.warning("interest in previews of %s not known: %s", self.claim.session_id, type(error).__name__)
+            preview.decide(False)
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:
         """Reschedule, or give the turn up. Ends at rest unless an interrupt came meanwhile."""

@@ -4,7 +4,7 @@ Failures are data here: the loop decides what becomes of them. What arrives is c
 endpoint that only resembles the real one may answer anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from managed_agents.harness.prompt import ModelRules
 from managed_agents.harness.response import Response
 from managed_agents.model import errors
 from managed_agents.model.client import ModelClient
-from managed_agents.model.events import MessageFinished, ModelRequest
+from managed_agents.model.events import MessageFinished, ModelEvent, ModelRequest
 from managed_agents.model.models import Models
 from managed_agents.model.prices import list_cost
 
@@ -42,6 +42,10 @@ class Failed:
     too_long: bool = False
 
 
+def _unseen(_event: ModelEvent) -> None:
+    """Nobody watches."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRequester:
     """The model as the loop sees it."""
@@ -54,8 +58,14 @@ class ModelRequester:
         known = await self.models.retrieve(model_id)
         return prompt.rules_of(known.max_input_tokens, known.max_tokens, known.capabilities)
 
-    async def send(self, body: Mapping[str, Any], model: Mapping[str, Any]) -> Finished | Failed:
-        """Send `body`; `model` is the agent's. Cancelling closes the connection to the model."""
+    async def send(
+        self,
+        body: Mapping[str, Any],
+        model: Mapping[str, Any],
+        *,
+        watch: Callable[[ModelEvent], None] = _unseen,
+    ) -> Finished | Failed:
+        """Send `body`; `model` is the agent's, `watch` sees the stream. Cancelling closes the connection to the model."""
         betas = [FAST_MODE] if model["speed"] == "fast" else []
         if body.get("thinking", {}).get("type") == "enabled" and body.get("tools"):
             betas.append(INTERLEAVED_THINKING)
@@ -64,6 +74,7 @@ class ModelRequester:
                 async for event in events:
                     if isinstance(event, MessageFinished):
                         return _finished(event, model)
+                    watch(event)
         except errors.ModelError as error:
             return _failed(error)
         raise AssertionError("a response that ends without its last event is an error of the client")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 from managed_agents.eventlog.events import NewEvent, SpanUsage, new_event, span_end
@@ -27,30 +28,39 @@ class Response:
     asked: str | None = None
 
 
-def events_of(response: Response, thread_id: str, start_id: str, tools: Sequence[Mapping[str, Any]]) -> list[NewEvent]:
+def events_of(
+    response: Response,
+    thread_id: str,
+    start_id: str,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    event_ids: Mapping[int, str] = MappingProxyType({}),
+) -> list[NewEvent]:
     """Thinking, messages and tool uses in the order of the response, then the span's end with everything private.
 
     Neighbouring text blocks are one message. A call that may not run carries its reason in its private part; a refused
-    response makes no calls at all.
+    response makes no calls at all. `event_ids` are the ids that previews have already told: index of an event's first block
+    → id.
     """
     events: list[NewEvent] = []
-    text: list[Json] = []
+    text: dict[int, Json] = {}
     tool_use_ids: dict[str, str] = {}
 
     def flush() -> None:
         if text:
-            events.append(new_event("agent.message", thread_id, {"content": list(text)}))
+            event_id = event_ids.get(next(iter(text)))
+            events.append(new_event("agent.message", thread_id, {"content": list(text.values())}, event_id=event_id))
             text.clear()
 
     for index, block in enumerate(response.content):
         kind = block["type"]
         if kind == "text":
             if block["text"].strip():
-                text.append({"type": "text", "text": block["text"]})
+                text[index] = {"type": "text", "text": block["text"]}
             continue
         flush()
         if kind in ("thinking", "redacted_thinking"):
-            events.append(new_event("agent.thinking", thread_id))
+            events.append(new_event("agent.thinking", thread_id, event_id=event_ids.get(index)))
         elif kind == "tool_use" and response.stop_reason != "refusal":
             event = _tool_use(block, thread_id, _broken(response, index), tools)
             tool_use_ids[event.id] = block["id"]

@@ -12,11 +12,13 @@ from pathlib import Path
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
+from managed_agents.core.logs import Trouble
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.harness.brain import STANDARD, StandardHarness
 from managed_agents.harness.hands import Hands
@@ -69,12 +71,14 @@ async def run(settings: Settings) -> None:
     doorbell = Doorbell(database_url)
     appender = Appender(db, Hints(Hub(db), doorbell).appended)
     client = AnthropicModelClient(endpoint)
+    previews = PreviewSender(database_url)
     parts = Parts(
         db=db,
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
         harnesses={STANDARD: StandardHarness()},
+        previews=previews,
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
@@ -83,6 +87,7 @@ async def run(settings: Settings) -> None:
     async def work() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(doorbell.run)
+            group.start_soon(previews.run)
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
@@ -173,10 +178,12 @@ def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
 
 async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:
     """Supervise one reconciler: a failed look is logged and tried again."""
+    trouble = Trouble(logger)
     while True:
         try:
             with anyio.fail_after(LOOK_SECONDS_MAX):
                 await look()
+            trouble.over("%s works again", name)
         except (SQLAlchemyError, SandboxError, OSError, TimeoutError) as error:
-            logger.warning("%s failed: %s: %s", name, type(error).__name__, error)
+            trouble.report("%s failed: %s: %s", name, type(error).__name__, error)
         await anyio.sleep(every_seconds)

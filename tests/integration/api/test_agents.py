@@ -18,6 +18,7 @@ TOOLSET: Any = {"type": "agent_toolset_20260401"}
 ALWAYS_ALLOW = {"type": "always_allow"}
 
 
+@pytest.mark.requirement("AGT-001", "AGT-903")
 async def test_a_created_agent_shows_every_default(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="Coder", model="claude-opus-5-5", tools=[TOOLSET])
     assert agent.id.startswith("agent_")
@@ -38,6 +39,7 @@ async def test_a_created_agent_shows_every_default(client: AsyncAnthropic) -> No
     assert await client.beta.agents.retrieve(agent.id) == agent
 
 
+@pytest.mark.requirement("AGT-903")
 async def test_configs_are_echoed_resolved(client: AsyncAnthropic) -> None:
     toolset: Any = {
         **TOOLSET,
@@ -193,6 +195,7 @@ UNSERVED = [
 ]
 
 
+@pytest.mark.requirement("AGT-901", "AGT-902", "AGT-904", "AGT-905", "AGT-906", "AGT-907")
 @pytest.mark.parametrize(("path", "fields"), UNSERVED)
 async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     agent = await client.beta.agents.create(name="A", model="m")

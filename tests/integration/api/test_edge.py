@@ -51,6 +51,7 @@ async def test_the_checks_come_in_the_hosted_order(raw: httpx.AsyncClient, serve
     refused(answer, 400, "invalid_request_error", "body: invalid JSON")
 
 
+@pytest.mark.requirement("CNV-001")
 async def test_keys_come_in_either_header(raw: httpx.AsyncClient, served: Served) -> None:
     headers = served.headers(without="x-api-key")
     bearer = {"authorization": f"Bearer {served.caller.secret}"}
@@ -182,6 +183,7 @@ BAD_AGENTS: list[tuple[str, bytes]] = [
 ]
 
 
+@pytest.mark.requirement("AGT-002", "AGT-003")
 @pytest.mark.parametrize(("message", "content"), BAD_AGENTS, ids=[message[:60] for message, _ in BAD_AGENTS])
 async def test_bad_bodies_name_the_field_and_change_nothing(
     raw: httpx.AsyncClient, served: Served, message: str, content: bytes
@@ -239,6 +241,7 @@ async def test_bad_queries_name_the_parameter(raw: httpx.AsyncClient, served: Se
     refused(answer, 400, "invalid_request_error", expected)
 
 
+@pytest.mark.requirement("CNV-002")
 async def test_beta_in_the_query_is_ignored_and_other_lists_cursors_are_not_taken(
     client: AsyncAnthropic, raw: httpx.AsyncClient, served: Served
 ) -> None:
@@ -302,7 +305,7 @@ async def test_health_and_metrics(raw: httpx.AsyncClient, served: Served) -> Non
     assert 'route="/v1/agents/{agent_id}"' in exposed
     assert "agent_x" not in exposed
     async with served.services.db.transaction() as tx:
-        await tx.execute(text("DROP TABLE api_keys"))
+        await tx.execute(text("DROP TABLE alembic_version"))
     answer = await raw.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "unready")
 

@@ -18,6 +18,7 @@ EMPTY = {"type": "packages", "apt": [], "cargo": [], "gem": [], "go": [], "npm":
 CLOUD = {"type": "cloud", "networking": {"type": "unrestricted"}, "packages": EMPTY}
 
 
+@pytest.mark.requirement("ENV-001")
 async def test_a_name_is_enough(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     shown = made.to_dict()
@@ -115,6 +116,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.requirement("ENV-902", "ENV-903", "ENV-904", "ENV-905")
 @pytest.mark.parametrize(("path", "fields"), REFUSED)
 async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     made = await client.beta.environments.create(name="e")

@@ -11,13 +11,13 @@ from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
-from managed_agents.eventlog import read
+from managed_agents.eventlog import interest, read
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.sessions import inputs
 from managed_agents.resources.sessions.present import thread_json
-from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents
+from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents, StreamEvents
 from managed_agents.resources.sessions.service import check_id, not_found
 from managed_agents.web import pagination
 
@@ -74,16 +74,23 @@ class SessionEvents:
             next_page = b'"%b"' % _next(query.order, cursor, items).encode()
         return b'{"data":[%b],"next_page":%b}' % (b",".join(item.body for item in items), next_page)
 
-    async def stream(self, workspace_id: WorkspaceId, session_id: str) -> AsyncGenerator[bytes, None]:
+    async def stream(self, workspace_id: WorkspaceId, session_id: str, query: StreamEvents) -> AsyncGenerator[bytes, None]:
         """Open a stream of what is appended from now on; of an ended session that is nothing, and it ends at once.
 
         Raises NotFound before anything is sent.
         """
+        previews = frozenset(query.event_deltas or ())
         async with self.db.autocommit() as tx:
             head = await _session(tx, workspace_id, session_id)
-        if head.terminated_at is not None:
-            return _nothing()
-        return self.hub.subscribe(session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq)
+            if head.terminated_at is not None:
+                return _nothing()
+            if previews:
+                # Registered first, positions read after: a model request that starts behind them sees the interest.
+                await interest.register(tx, [session_id])
+                head = await _session(tx, workspace_id, session_id)
+        return self.hub.subscribe(
+            session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq, previews=previews
+        )
 
     async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
         """One page of threads, oldest first. Raises NotFound."""

@@ -150,6 +150,7 @@ class FileResource(RequestModel):
 Resource = Annotated[FileResource, BeforeValidator(served.resource)]
 
 Title = Annotated[str, StringConstraints(max_length=TITLE_CHARS_MAX)]
+EVENT_DELTAS_MAX = 100  # spec: event_stream_params.py; more values are refused
 RESOURCES_MAX = 500  # spec: file resources per session
 
 
@@ -219,7 +220,7 @@ class ListEvents(QueryModel):
 class StreamEvents(QueryModel):
     """`GET /v1/sessions/{id}/events/stream`."""
 
-    event_deltas: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
+    event_deltas: Annotated[list[Literal["agent.message", "agent.thinking"]] | None, Field(max_length=EVENT_DELTAS_MAX)] = None
 
 
 class ListThreads(QueryModel):

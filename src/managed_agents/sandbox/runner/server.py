@@ -228,6 +228,7 @@ class Runner:
 
     async def _put(self, stream: Stream, header: frames.Header) -> None:
         path, mode = str(header.get("path")), int(header.get("mode", 0o644)) & 0o777
+        await self.calls.quota.check()
         if header.get("owner") == "root":
             await self._put_as_root(stream, path, mode)
             return

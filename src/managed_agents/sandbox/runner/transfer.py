@@ -17,6 +17,7 @@ from typing import IO, cast
 from . import frames
 from .config import Config
 from .filetools import open_regular
+from .quota import usage
 from .search import walk
 from .toolerror import ToolError, reason
 
@@ -189,12 +190,20 @@ def snapshot(sock: socket.socket, header: frames.Header, config: Config) -> None
     sock.sendall(frames.encode({"op": "data"}))
 
 
+def measure(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Send what the session's directories take."""
+    del header
+    os.nice(10)
+    frames.send_message(sock, {"op": "usage", "bytes": usage([config.resolve(root) for root in config.quota_roots])})
+
+
 OPERATIONS: dict[str, Callable[[socket.socket, frames.Header, Config], None]] = {
     "put": put,
     "append": append,
     "get": get,
     "listing": listing,
     "snapshot": snapshot,
+    "usage": measure,
 }
 
 

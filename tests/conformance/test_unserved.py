@@ -1,0 +1,69 @@
+"""Paths that this server does not serve are as good as unknown. What becomes served leaves this file and docs/requirements."""
+
+import pytest
+
+from tests.support.stack import Stack
+
+pytestmark = pytest.mark.anyio
+
+SESSION = "/v1/sessions/{session}"
+
+
+async def missing(server: Stack, call: str) -> None:
+    """The path, filled with ids that exist, is unknown with a good key and without any."""
+    session = await server.session()
+    (thread,) = [thread async for thread in server.client.beta.sessions.threads.list(session.id)]
+    method, path = call.format(session=session.id, thread=thread.id, environment=server.environment_id).split()
+    assert await server.refused(method, path, status=404) == "not found"
+    assert await server.refused(method, path, status=404, headers={}) == "not found"
+
+
+@pytest.mark.requirement("ENV-951")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "GET /v1/environments/{environment}/work",
+        "POST /v1/environments/{environment}/work/poll",
+    ],
+)
+async def test_the_work_of_an_environment(server: Stack, call: str) -> None:
+    await missing(server, call)
+
+
+@pytest.mark.requirement("SES-951")
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"GET {SESSION}/resources",
+        f"POST {SESSION}/resources",
+        f"GET {SESSION}/resources/sesrsc_01x",
+        f"DELETE {SESSION}/resources/sesrsc_01x",
+    ],
+)
+async def test_the_resources_of_a_session(server: Stack, call: str) -> None:
+    await missing(server, call)
+
+
+@pytest.mark.requirement("SES-952")
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"GET {SESSION}/threads/{{thread}}/events",
+        f"GET {SESSION}/threads/{{thread}}/stream",
+        f"POST {SESSION}/threads/{{thread}}/archive",
+    ],
+)
+async def test_what_is_below_a_thread(server: Stack, call: str) -> None:
+    await missing(server, call)
+
+
+@pytest.mark.requirement("CNV-951")
+@pytest.mark.parametrize("noun", ["skills", "vaults", "memory_stores", "deployments", "webhooks", "user_profiles"])
+async def test_other_nouns(server: Stack, noun: str) -> None:
+    await missing(server, f"GET /v1/{noun}")
+
+
+@pytest.mark.requirement("CNV-952")
+@pytest.mark.parametrize("call", ["POST /v1/messages", "GET /v1/models"])
+async def test_the_model_api(server: Stack, call: str) -> None:
+    await missing(server, call)
