@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from managed_agents.harness.tools import definitions
+from managed_agents.harness.tools import definitions, policies
 
 Json = dict[str, Any]
 
@@ -84,7 +84,7 @@ def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
 
 def tools_of(agent: Mapping[str, Any]) -> list[Json]:
     """The tools to offer, in a fixed order."""
-    return [definitions.as_json(name) for name in definitions.offered(agent["tools"])]
+    return [definitions.as_json(name) for name in definitions.offered(agent["tools"])] + policies.custom_tools(agent["tools"])
 
 
 def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = None, with_tools: bool = True) -> Json:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from managed_agents.eventlog.events import QueuedEvent, StoredEvent
+from managed_agents.eventlog.events import QueuedEvent, StoredEvent, repaired
 from managed_agents.harness import compaction, prompt
 from managed_agents.harness.prompt import Brief
 
@@ -37,6 +37,9 @@ class Transcript:
     _calls: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
     _results: dict[int, Json] = field(default_factory=dict[int, Json])
     _user: list[Json] = field(default_factory=list[Json])
+    # What a compaction keeps word for word: what the user said since the last answer, and all system messages.
+    _unanswered: list[Json] = field(default_factory=list[Json])
+    _system: list[Json] = field(default_factory=list[Json])
     _summary: str | None = None
     _cut_off: bool = False
     # What the model counted at its last answer, and our estimate of what came since.
@@ -50,7 +53,16 @@ class Transcript:
         if event.type == "user.message":
             self._said([user_block(block) for block in event.json()["content"]])
         elif event.type == "agent.tool_result":
-            self._result(event.json())
+            body = event.json()
+            self._result(body["tool_use_id"], body["content"], is_error=body["is_error"])
+        elif event.type == "user.custom_tool_result":
+            body = event.json()
+            is_error = bool(body.get("is_error"))
+            given: list[Json] = body.get("content") or []
+            content = repaired([user_block(block) for block in given], is_error=is_error)
+            self._result(body["custom_tool_use_id"], content, is_error=is_error)
+        elif event.type == "system.message":
+            self._instructed(event.json()["content"])
         elif event.type == "span.model_request_end":
             private = event.private_json()
             if (response := private.get("response")) is not None:
@@ -62,18 +74,24 @@ class Transcript:
 
     def _said(self, blocks: Sequence[Json]) -> None:
         self._user += blocks
+        self._unanswered += blocks
         self._since += compaction.tokens_of(list(blocks))
 
-    def _result(self, body: Json) -> None:
-        position, provider_id = self._calls[body["tool_use_id"]]
-        block = {
-            "type": "tool_result",
-            "tool_use_id": provider_id,
-            "content": body["content"],
-            "is_error": body["is_error"],
-        }
+    def _result(self, tool_use_id: str, content: Sequence[Mapping[str, Any]], *, is_error: bool) -> None:
+        call = self._calls.pop(tool_use_id, None)
+        if call is None:
+            return  # a repeated answer
+        position, provider_id = call
+        block = {"type": "tool_result", "tool_use_id": provider_id, "content": content, "is_error": is_error}
         self._results[position] = block
         self._since += compaction.tokens_of(block)
+
+    def _instructed(self, blocks: Sequence[Json]) -> None:
+        """Everything before a system message is closed: what the user says next comes behind it."""
+        self._close_user()
+        self._system += blocks
+        self._append("system", list(blocks))
+        self._since += compaction.tokens_of(list(blocks))
 
     def _answer(self, response: Json, tool_use_ids: Mapping[str, str]) -> None:
         if response["stop_reason"] == "refusal":
@@ -83,8 +101,8 @@ class Transcript:
             # The model said nothing: the API refuses an empty turn, and the user's next words join the last ones.
             return None
         self._close_user()
-        self.messages.append({"role": "assistant", "content": blocks})
-        self._asked.append(response.get("asked"))
+        self._append("assistant", blocks, response.get("asked"))
+        self._unanswered = []
         order = [block["id"] for block in blocks if block["type"] == "tool_use"]
         self._calls = {event_id: (order.index(provider_id), provider_id) for event_id, provider_id in tool_use_ids.items()}
         self._cut_off = response["stop_reason"] in CUT_OFF and not blocks[-1]["type"].startswith(("server_", "mcp_", "web_"))
@@ -96,21 +114,34 @@ class Transcript:
 
     def _refused(self) -> None:
         """Take out what was refused: the API refuses every later request that still carries it."""
-        self._user = []
+        self._user, self._unanswered = [], []
         for position, result in self._results.items():
-            self._results[position] = {**result, "content": [{"type": "text", "text": REMOVED}]}
+            self._results[position] = _removed(result)
+        for index in range(len(self.messages) - 1, -1, -1):
+            message = self.messages[index]
+            if message["role"] == "assistant":
+                break
+            if message["role"] == "user":
+                self.messages[index] = {**message, "content": [_removed(block) for block in message["content"]]}
 
     def _compact(self, checkpoint: Json) -> None:
         self.messages, self._asked = [], []
         self._calls, self._results = {}, {}
         self._summary, self._user = checkpoint["summary"], list(checkpoint["kept"])
+        self._unanswered = list(self._user)
         self._cut_off = False
         self._counted, self._since = None, compaction.tokens_of([self._summary, *self._user])
+        instructions, self._system = list(checkpoint["system"]), []
+        if instructions:
+            self._instructed(instructions)
+
+    def _append(self, role: str, content: list[Json], asked: str | None = None) -> None:
+        self.messages.append({"role": role, "content": content})
+        self._asked.append(asked)
 
     def _close_user(self) -> None:
         if (content := self._open_user()) is not None:
-            self.messages.append({"role": "user", "content": content})
-            self._asked.append(None)
+            self._append("user", content)
         self._results, self._user, self._summary = {}, [], None
 
     def _open_user(self) -> list[Json] | None:
@@ -141,8 +172,8 @@ class Transcript:
 
     def is_full(self, brief: Brief, waiting: Sequence[QueuedEvent] = ()) -> bool:
         """Whether history should be compacted before the next request, which takes up `waiting`."""
-        if not self.messages:
-            return False  # nothing to win: what is left is the newest summary and what the user said
+        if all(message["role"] != "assistant" for message in self.messages):
+            return False  # nothing to win: what is left is the newest summary and what is kept in any case
         counted = self._counted
         if counted is None:
             counted = compaction.tokens_of([prompt.system_prompt(brief.agent, brief.uploads), *prompt.tools_of(brief.agent)])
@@ -163,7 +194,8 @@ class Transcript:
         summary = compaction.summary_of(content)
         if summary is None:
             return None
-        return {"summary": summary, "kept": compaction.kept_of(self._user, tokens_max=brief.model.context_tokens // 4)}
+        kept = compaction.kept_of(self._unanswered, tokens_max=brief.model.context_tokens // 4)
+        return {"summary": summary, "kept": kept, "system": self._system}
 
 
 def user_block(block: Json) -> Json:
@@ -176,6 +208,15 @@ def _sendable(block: Json) -> bool:
     if block["type"] == "text":
         return bool(block["text"].strip())
     return block["type"] != "thinking" or bool(block.get("signature"))
+
+
+def _removed(block: Json) -> Json:
+    """A user's block without what it said; a result still answers its call, and a summary is ours."""
+    if block["type"] == "tool_result":
+        return {**block, "content": [{"type": "text", "text": REMOVED}]}
+    if block["type"] == "text" and block["text"].startswith(compaction.HEAD):
+        return block
+    return {"type": "text", "text": REMOVED}
 
 
 def _without_thinking(message: Json) -> Json:

@@ -4,23 +4,33 @@
 the same result, so a new owner decides exactly as the old one would have.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from managed_agents.core import limits
-from managed_agents.eventlog.events import StoredEvent
+from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, StoredEvent
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool use of the model without a result yet. `refused` holds the reason when it may not run."""
+    """A tool use of the model without a result yet.
+
+    `refused` holds the reason when it may not run; `awaits` the type of the client's event it cannot go on without.
+    """
 
     event_id: str
     name: str
     input: dict[str, Any]
     refused: str | None = None
+    awaits: str | None = None
+
+
+def rejection(name: str, deny_message: str | None) -> str:
+    """What the model is told of a call that the client denied."""
+    told = f"Permission to use {name} has been rejected."  # observed
+    return f"{told} Rejection message: {deny_message}" if deny_message else told
 
 
 @dataclass(slots=True)
@@ -42,7 +52,7 @@ class Turn:
     stop_details: dict[str, Any] | None = None
     # A tool was called since the session was last idle: it may have left outputs.
     called_tools: bool = False
-    # The model was asked since the session was last idle, however that ended.
+    # The model was asked about something that was taken up since the session was last idle, however that ended.
     begun: bool = False
     # Responses in a row that were cut off at an output limit and have to be continued.
     continuations: int = 0
@@ -51,6 +61,8 @@ class Turn:
     compaction_failed: bool = False
     # The model refused the newest request because of its size.
     too_long: bool = False
+    # The calls that the newest idle event named as waiting for the client. Such an idle does not end the turn.
+    blocked_on: tuple[str, ...] = ()
 
     def apply(self, event: StoredEvent) -> None:
         """Fold one event."""
@@ -63,14 +75,15 @@ class Turn:
             case "session.status_terminated":
                 self.status = "terminated"
             case "session.status_idle":
-                self._idle()
+                self._idle(event.json()["stop_reason"])
             case "session.error":
                 self.failure_told = True
             case "user.message":
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":
                 self.open_span = event.id
-                self.begun = True
+                # A compaction may come before anything is taken up.
+                self.begun = self.begun or self.owes_reply
                 self.rounds += 1
             case "span.model_request_end":
                 self._span_end(event)
@@ -84,15 +97,36 @@ class Turn:
                 body = event.json()
                 self.called_tools = True
                 self.compactions = 0
-                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], event.private_json().get("refused"))
+                refused = event.private_json().get("refused")
+                awaits = TOOL_CONFIRMATION if body["evaluated_permission"] == "ask" else None
+                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], refused, awaits)
+            case "agent.custom_tool_use":
+                body = event.json()
+                self.compactions = 0
+                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], awaits=CUSTOM_TOOL_RESULT)
             case "agent.tool_result":
                 self.pending.pop(event.json()["tool_use_id"], None)
                 self.owes_reply = True
+            case "user.custom_tool_result":
+                # A repeated answer finds nothing, and changes nothing.
+                if self.pending.pop(event.json()["custom_tool_use_id"], None) is not None:
+                    self.owes_reply = True
+            case "user.tool_confirmation":
+                self._confirmed(event.json())
             case _:
                 pass
 
-    def _idle(self) -> None:
+    def _confirmed(self, body: dict[str, Any]) -> None:
+        call = self.pending.get(body["tool_use_id"])
+        if call is not None and call.awaits == TOOL_CONFIRMATION:
+            refused = None if body["result"] == "allow" else rejection(call.name, body.get("deny_message"))
+            self.pending[call.event_id] = replace(call, refused=refused, awaits=None)
+
+    def _idle(self, stop_reason: dict[str, Any]) -> None:
         self.status = "idle"
+        self.blocked_on = tuple(stop_reason.get("event_ids", ()))
+        if self.blocked_on:
+            return
         self.begun = False
         self.owes_reply = False
         self.rounds = 0

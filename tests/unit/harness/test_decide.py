@@ -227,6 +227,13 @@ def compaction(*, useful: bool) -> list[NewEvent]:
     return [start, *compacted(response, THREAD, start.id, {"summary": "s", "kept": [], "turn": {}} if useful else None)]
 
 
+def test_an_interrupt_of_a_compaction_ends_what_asked_for_the_turn_too() -> None:
+    before, interrupt = MESSAGE, queued("user.interrupt", "i", inbox_seq=2)
+    start = ev.span_start(THREAD)
+    events = [*ev.running(THREAD, "a"), start, ev.span_end(THREAD, start.id, SpanUsage(), is_error=True, private={"cut": True})]
+    assert step_after(events, [before, interrupt]) == Interrupt((before, interrupt), (), ends_turn=True, more=False)
+
+
 def test_too_many_compactions_in_a_row_give_the_turn_up() -> None:
     events, start_id = opened()
     events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True, private={"too_long": True}))
