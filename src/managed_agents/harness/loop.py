@@ -6,7 +6,7 @@ Appends are shielded: a cancelled append might still be written, and the result 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -238,9 +238,11 @@ class SessionRunner:
     async def _learn(self) -> None:
         """Find out what requests are built from beside the log."""
         rules = await self._parts.requester.rules(self._agent["model"]["id"])
+        self._brief = Brief(self._agent, rules, await self._uploads())
+
+    async def _uploads(self) -> list[str]:
         # Only a session with tools tells the model of its files.
-        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
-        self._brief = Brief(self._agent, rules, uploads)
+        return [upload.path for upload in await self._hands.uploads(self._context.input_seq)] if self._offers_tools else []
 
     async def _request_model(self, step: steps.RequestModel) -> bool:
         def answered(response: Response, asked: _Asked) -> list[NewEvent]:
@@ -282,6 +284,7 @@ class SessionRunner:
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         assert self._brief is not None
+        self._brief = replace(self._brief, uploads=await self._uploads())
         request = body(self._brief)
         asked = _Asked(start.id, self._preview(stored[-1].seq, shown=not own))
 

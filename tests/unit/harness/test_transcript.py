@@ -3,6 +3,7 @@
 from typing import Any
 
 import orjson
+import pytest
 
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import NewEvent
@@ -28,6 +29,7 @@ def messages_of(events: list[NewEvent]) -> list[dict[str, Any]]:
     return transcript.for_request()
 
 
+@pytest.mark.requirement("EVT-038")
 def test_results_stand_in_the_order_of_their_calls_and_before_what_the_user_said_meanwhile() -> None:
     events = [queued("user.message", "sevt_1", "go").taken_up()]
     thinking = {"type": "thinking", "thinking": "", "signature": "c2ln"}
@@ -45,6 +47,7 @@ def test_results_stand_in_the_order_of_their_calls_and_before_what_the_user_said
     assert kinds == [("tool_result", "toolu_1"), ("tool_result", "toolu_2"), ("text", None)]
 
 
+@pytest.mark.requirement("EVT-046")
 def test_flushed_and_failed_things_are_not_told_to_the_model() -> None:
     events = [
         queued("user.message", "sevt_1", "never seen").taken_up(for_model=False),
@@ -90,6 +93,7 @@ def test_only_enabled_tools_are_offered_and_the_outputs_directory_is_named_with_
     assert "tools" not in plain
 
 
+@pytest.mark.requirement("AGT-047")
 def test_effort_speed_and_geo_are_passed_on_where_the_model_takes_them() -> None:
     fast = {"id": "m", "effort": {"type": "max"}, "speed": "fast", "inference_geo": "us"}
     request = Transcript().request(Brief({**AGENT, "model": fast}, ModelRules(200_000, 10, efforts=("low", "high"))))
@@ -164,8 +168,10 @@ def test_marks_stand_at_the_end_of_the_system_prompt_and_of_the_last_two_user_tu
 def test_a_compaction_leaves_the_summary_and_what_is_not_answered_yet() -> None:
     kept = {"type": "text", "text": "and hurry"}
     events = [MESSAGE, *answered("x", {"type": "text", "text": "Yes."})]
-    events.append(ev.new_event("agent.thread_context_compacted", THREAD, private={"summary": "All said.", "kept": [kept], "system": []}))
-    (message,) = messages_of(events)
-    assert message["role"] == "user"
+    events.append(
+        ev.new_event("agent.thread_context_compacted", THREAD, private={"summary": "All said.", "kept": [kept], "system": []})
+    )
+    message, instructed = messages_of(events)
+    assert (message["role"], instructed["role"]) == ("user", "system")
     assert message["content"][0]["text"].endswith("All said.")
     assert message["content"][1] == kept
