@@ -253,7 +253,7 @@ def _within(reach: Reach) -> Select[*tuple[Any, ...]]:
 
 
 def organization_only(reach: Reach) -> None:
-    """Refuse an administrator of one workspace. What it may not even see is told first, as not found. Raises `PermissionDenied`."""
+    """Refuse an administrator of one workspace, after what it may not even see was not found. Raises `PermissionDenied`."""
     if reach.workspace_id is not None:
         raise PermissionDenied(
             "This needs an admin key of the organization's default workspace", error_code="api_key_scope_missing"
