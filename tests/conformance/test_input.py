@@ -249,7 +249,7 @@ async def test_the_inbox_is_bounded(server: Stack, held: Gate) -> None:
     assert watch.types.count("user.message") == 1 + limits.INBOX_EVENTS_MAX
 
 
-@pytest.mark.requirement("EVT-001", "EVT-901", "EVT-902", "EVT-904", "EVT-905", "EVT-906", "EVT-907")
+@pytest.mark.requirement("EVT-001", "EVT-901", "EVT-902")
 @pytest.mark.parametrize(
     ("event", "named"),
     [
