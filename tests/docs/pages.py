@@ -28,6 +28,7 @@ EXAMPLE_PAGES = (
     EVENTS_PAGE,
     API / "permissions.md",
     API / "files.md",
+    API / "organization.md",
     ERRORS_PAGE,
 )
 
