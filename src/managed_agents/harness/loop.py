@@ -23,6 +23,7 @@ from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
+from managed_agents.harness import lease
 from managed_agents.harness.brain import Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
@@ -50,7 +51,6 @@ ANSWERS_LOGGED = faults.register("turn.answers_logged", "the client's decisions 
 TURN_CLOSED = faults.register("turn.closed", "interrupt and idle in the log, the next turn not begun")
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
-CRASHES_MAX = 5
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 _HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
 
@@ -108,7 +108,7 @@ class SessionRunner:
             if self._offers_tools:
                 group.start_soon(self._hands.uploads)  # remembered for the request
         faults.reach(TURN_LOADED)
-        if self.claim.crashes >= CRASHES_MAX:
+        if self.claim.crashes >= limits.CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
         context = self._context
@@ -126,7 +126,10 @@ class SessionRunner:
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
-        match step := self._decide():
+        step = self._decide()
+        if isinstance(step, (steps.RequestModel, steps.TakeAnswers)) and step.opens_period:
+            await self._reload_agent()
+        match step:
             case steps.CloseSpan(start_id):
                 await self._log([self._failed_span(start_id, cut=True)])
             case steps.Interrupt():
@@ -148,6 +151,12 @@ class SessionRunner:
             case steps.Rest():
                 return await self._rest([], Rest())
         return False
+
+    async def _reload_agent(self) -> None:
+        """While the session was idle its tools may have been updated; they count from this turn on."""
+        async with self._parts.db.autocommit() as tx:
+            self._agent = await lease.current_agent(tx, self.claim.session_id)
+        self._offers_tools = bool(definitions.offered(self._agent["tools"]))
 
     def _decide(self) -> steps.Step:
         context = self._context

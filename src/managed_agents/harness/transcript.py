@@ -83,6 +83,11 @@ class Transcript:
         content = [self._results[position] for position in sorted(self._results)] + self._user
         return content or None
 
+    def called(self) -> list[str]:
+        """Names of the tools that the conversation has calls of."""
+        turns = (message["content"] for message in self.messages if message["role"] == "assistant")
+        return sorted({block["name"] for content in turns for block in content if block["type"] == "tool_use"})
+
     def for_request(self) -> list[Json]:
         """The messages of the next request."""
         open_user = self._open_user()
@@ -123,6 +128,10 @@ def build_request(
     tools = [definitions.as_json(name) for name in definitions.offered(agent["tools"])]
     if tools := tools + policies.custom_tools(agent["tools"]):
         body["tools"] = tools
+    elif called := transcript.called():
+        # The session lost its tools; the API wants to know those that the conversation mentions.
+        body["tools"] = [{"name": name, "input_schema": {"type": "object"}} for name in called]
+        body["tool_choice"] = {"type": "none"}
     if takes_effort:
         body["output_config"] = {"effort": model["effort"]["type"]}
     if model["speed"] != "standard":
