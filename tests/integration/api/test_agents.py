@@ -222,7 +222,7 @@ CUSTOM: dict[str, Any] = {
 }
 
 
-@pytest.mark.requirement("AGT-201", "AGT-202")
+@pytest.mark.requirement("AGT-050", "AGT-052")
 async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: AsyncAnthropic) -> None:
     toolset: dict[str, Any] = {
         **TOOLSET,
@@ -243,7 +243,7 @@ async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: Asyn
     }
 
 
-@pytest.mark.requirement("AGT-203", "AGT-204")
+@pytest.mark.requirement("AGT-051")
 @pytest.mark.parametrize(
     ("tools", "told"),
     [
