@@ -234,9 +234,7 @@ class SessionRunner:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
                 tools = self._agent["tools"]
-                await self._log(
-                    events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids)
-                )
+                await self._log(events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids))
                 faults.reach(RESPONSE_LOGGED)
             case Failed():
                 return await self._model_failed(start.id, outcome)

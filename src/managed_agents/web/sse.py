@@ -5,19 +5,26 @@ client goes away, or when the client has not read for too long; the source is cl
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-SEND_SECONDS_MAX = 60.0  # a reader that takes nothing for so long is cut off and reconnects
+from managed_agents.core import limits
+from managed_agents.web import intake
 
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # no buffering proxy may sit on it
 }
+
+
+@asynccontextmanager
+async def _counted(scope: Scope) -> AsyncGenerator[None]:
+    with intake.counted_stream(scope):
+        yield
 
 
 class EventStream(Response):
@@ -29,7 +36,7 @@ class EventStream(Response):
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._frames), anyio.create_task_group() as group:
+        async with aclosing(self._frames), _counted(scope), anyio.create_task_group() as group:
 
             async def watch() -> None:
                 while (await receive())["type"] != "http.disconnect":
@@ -39,7 +46,7 @@ class EventStream(Response):
             group.start_soon(watch)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for chunk in self._frames:
-                with anyio.move_on_after(SEND_SECONDS_MAX) as slow:
+                with anyio.move_on_after(limits.SEND_STALL_SECONDS) as slow:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if slow.cancelled_caught:
                     break
