@@ -48,6 +48,7 @@ async def same_as_history(server: Stack, session: Any, watch: Watch) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("EVT-083", "OBS-053")
 async def test_a_custom_tool_is_offered_called_and_answered(server: Stack) -> None:
     session = await server.session([[text("I ask."), tool_use("weather", city="Bonn")], "Sunny."], tools=WEATHER)
     assert [tool.to_dict() for tool in session.agent.tools] == WEATHER
@@ -85,6 +86,7 @@ async def test_a_custom_tool_is_offered_called_and_answered(server: Stack) -> No
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-073", "EVT-075")
 async def test_several_calls_partial_answers_and_their_order(server: Stack) -> None:
     calls = [tool_use("weather", city=city) for city in ("Bonn", "Ulm", "Jena")]
     session = await server.session([calls, "all of them"], tools=WEATHER)
@@ -106,6 +108,7 @@ async def test_several_calls_partial_answers_and_their_order(server: Stack) -> N
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-084")
 async def test_results_of_every_kind_of_content(server: Stack) -> None:
     calls = [tool_use("weather", city=str(number)) for number in range(5)]
     session = await server.session([calls, "ok"], tools=WEATHER)
@@ -149,6 +152,7 @@ async def test_results_of_every_kind_of_content(server: Stack) -> None:
     assert [answer.is_error for answer in answers] == [False, False, False, True, False]
 
 
+@pytest.mark.requirement("EVT-074")
 async def test_an_answer_in_advance_of_the_idle_is_taken(server: Stack, held: Gate) -> None:
     calls = [tool_use("bash", command=held.command), tool_use("weather", city="Bonn")]
     session = await server.session([calls, "done"], tools=MIXED)
@@ -165,6 +169,7 @@ async def test_an_answer_in_advance_of_the_idle_is_taken(server: Stack, held: Ga
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("OBS-051")
 async def test_a_repeated_answer_shows_one_more_period_and_changes_nothing(server: Stack) -> None:
     session = await server.session([[tool_use("weather", city="Bonn")], "Sunny."], tools=WEATHER)
     async with server.watching(session) as watch:
@@ -186,6 +191,7 @@ async def test_a_repeated_answer_shows_one_more_period_and_changes_nothing(serve
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-076", "EVT-077")
 async def test_answers_nobody_waits_for(server: Stack) -> None:
     session = await server.session([[tool_use("weather", city="Bonn")], "ok"], tools=WEATHER)
     async with server.watching(session) as watch:
@@ -208,6 +214,7 @@ async def test_answers_nobody_waits_for(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-085")
 async def test_an_unreadable_call_is_answered_by_the_server(server: Stack) -> None:
     session = await server.session([[broken_tool_use("weather", '{"city": ')], "sorry"], tools=WEATHER)
     watch = await server.turn(session)
@@ -218,6 +225,7 @@ async def test_an_unreadable_call_is_answered_by_the_server(server: Stack) -> No
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-086")
 async def test_a_system_message_may_accompany_a_result(server: Stack) -> None:
     session = await server.session([[tool_use("weather", city="Bonn")], "ok"], tools=WEATHER)
     async with server.watching(session) as watch:

@@ -253,16 +253,18 @@ def rescheduled(thread_id: str, agent_name: str) -> list[NewEvent]:
     ]
 
 
+def thread_terminated(thread_id: str, agent_name: str) -> NewEvent:
+    """The end of a thread."""
+    return new_event(
+        "session.thread_status_terminated",
+        thread_id,
+        {"session_thread_id": thread_id, "agent_name": agent_name},
+    )
+
+
 def terminated(thread_id: str, agent_name: str) -> list[NewEvent]:
     """The end of a session: its primary thread, then itself."""
-    return [
-        new_event(
-            "session.thread_status_terminated",
-            thread_id,
-            {"session_thread_id": thread_id, "agent_name": agent_name},
-        ),
-        new_event("session.status_terminated", thread_id),
-    ]
+    return [thread_terminated(thread_id, agent_name), new_event("session.status_terminated", thread_id)]
 
 
 def session_error(thread_id: str, error_type: str, message: str, retry_status: str) -> NewEvent:

@@ -99,6 +99,7 @@ class SessionRow(TotalsMixin, Base):
 
     __table_args__ = (
         Index("ix_sessions_workspace_id_created_at_id", "workspace_id", "created_at", "id"),
+        Index("ix_sessions_workspace_id_agent_id_created_at_id", "workspace_id", "agent_id", "created_at", "id"),
         Index("ix_sessions_environment_id", "environment_id"),
         Index(
             "ix_sessions_claimable",

@@ -28,7 +28,9 @@ _CLAIM = text("""
         LIMIT :limit FOR UPDATE SKIP LOCKED)
     UPDATE sessions s SET owner = :worker, epoch = epoch + 1 FROM free WHERE s.id = free.id
     RETURNING s.id, s.workspace_id, s.epoch, s.input_seq, s.primary_thread_id, s.agent, s.crashes,
-        extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds
+        extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds,
+        (SELECT v.config->'metadata'->>'managed_agents.harness' FROM agent_versions v
+         WHERE v.agent_id = s.agent_id AND v.version = s.agent_version) AS harness
 """)
 # By owner, not by dead worker: a worker that was buried but has not noticed yet can still claim, and nobody would ever look
 # for its sessions. The owner is compared again under the row's lock, because `living` is as old as the statement.
@@ -71,6 +73,8 @@ class Claim:
     agent: dict[str, Any]
     crashes: int
     due_in_seconds: float | None
+    # The harness that the agent asks for in its metadata (`managed_agents.harness`).
+    harness: str | None = None
 
 
 async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
@@ -92,6 +96,7 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
             row.agent,
             row.crashes,
             row.due_in_seconds,
+            row.harness,
         )
         for row in rows
     ]

@@ -8,7 +8,7 @@ answered request may go on sending its body, the time a reader may take nothing,
 import asyncio
 from asyncio import TimerHandle
 from collections.abc import Callable
-from http import HTTPStatus
+from http.client import responses
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -142,7 +142,7 @@ def connection(connections_max: int) -> type[Connection]:
 def _answer(error: ApiError) -> bytes:
     request_id = new_id(REQUEST)
     body = envelope(error, request_id)
-    phrase = HTTPStatus(error.status).phrase if error.status in HTTPStatus else "Overloaded"
+    phrase = responses.get(error.status, error.error_type)
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),

@@ -220,6 +220,21 @@ async def test_uploads_are_read_only_for_commands(sandbox: Sandbox) -> None:
             await sandbox.put(path, b"", "root")
 
 
+async def test_uploads_can_be_removed(sandbox: Sandbox) -> None:
+    for name in ("gone.txt", "kept.txt"):
+        await sandbox.put(f"/mnt/session/uploads/r/{name}", b"given", "root", 0o444)
+    for _ in range(2):
+        await sandbox.remove("/mnt/session/uploads/r/gone.txt")
+    await sandbox.remove("/mnt/session/uploads/never/was.txt")
+    assert "kept.txt" in [entry.path for entry in await sandbox.listing("/mnt/session/uploads/r")]
+    assert "gone.txt" not in [entry.path for entry in await sandbox.listing("/mnt/session/uploads/r")]
+    await sandbox.put("/workspace/mine.txt", b"", "agent")
+    for path in ("/workspace/mine.txt", "/mnt/session/uploads/../../../workspace/mine.txt", "/mnt/session/uploads/r"):
+        with pytest.raises(SandboxError):
+            await sandbox.remove(path)
+    assert [entry.path for entry in await sandbox.listing("/workspace")] == ["mine.txt"]
+
+
 async def test_snapshot_holds_the_files(sandbox: Sandbox) -> None:
     await sandbox.execute(new_call("write", file_path="in/side.txt", content="text"))
     await sandbox.execute(new_call("bash", command="mkfifo pipe; ln -s /etc/passwd link"))
