@@ -26,7 +26,9 @@ EXAMPLE_PAGES = (
     API / "environments.md",
     API / "sessions.md",
     EVENTS_PAGE,
+    API / "permissions.md",
     API / "files.md",
+    API / "organization.md",
     ERRORS_PAGE,
 )
 
@@ -54,4 +56,4 @@ def examples(page: Path) -> list[Example]:
 
 def markdown_pages() -> list[Path]:
     """Every page of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])

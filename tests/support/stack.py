@@ -34,8 +34,10 @@ from managed_agents.core.settings import Settings
 from managed_agents.db import databases
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PREVIEW_CHANNEL, PreviewSender
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.harness.brain import StandardHarness
 from managed_agents.harness.hands import Hands
@@ -73,10 +75,14 @@ Reply = Any
 
 
 class ScriptedReplies:
-    """What the model says, by the script name in the agent's system prompt: a function, or replies in order."""
+    """What the model says, by the script name in the agent's system prompt: a function, or replies in order.
+
+    `otherwise` answers agents that name none.
+    """
 
     def __init__(self) -> None:
         self._scripts: dict[str, Callable[[Request], Reply]] = {}
+        self.otherwise: Callable[[Request], Reply] | None = None
         self.seen: dict[str, list[Request]] = {}
 
     def add(self, replies: Callable[[Request], Reply] | Sequence[Reply]) -> str:
@@ -91,8 +97,11 @@ class ScriptedReplies:
         return name
 
     def __call__(self, request: Request) -> Reply:
-        found = SCRIPT.search(request.system)
-        assert found is not None, "every agent of these tests names its script"
+        # A request that judges a call quotes the agent's instructions instead.
+        found = SCRIPT.search(request.system) or SCRIPT.search(request.user_texts[0])
+        if found is None:
+            assert self.otherwise is not None, "every agent of these tests names its script"
+            return self.otherwise(request)
         self.seen[found[0]].append(request)
         return self._scripts[found[0]](request)
 
@@ -136,8 +145,9 @@ class Watch:
 
     @property
     def logged(self) -> list[Any]:
-        """What the history must hold too: everything but the null copies of queued events and `session.deleted`."""
-        return [event for event in self.events if event.processed_at is not None and event.type != "session.deleted"]
+        """What the history must hold too: everything but the null copies of queued events, `session.deleted` and previews."""
+        lasting = [event for event in self.events if event.type not in ("session.deleted", "event_start", "event_delta")]
+        return [event for event in lasting if event.processed_at is not None]
 
     @property
     def types(self) -> list[str]:
@@ -204,10 +214,11 @@ class Stack:
         return await self.client.beta.sessions.events.send(session.id, events=[message(text) for text in texts])
 
     @asynccontextmanager
-    async def watching(self, session: Any) -> AsyncIterator[Watch]:
+    async def watching(self, session: Any, **query: Any) -> AsyncIterator[Watch]:
         """Read the session's stream through the SDK while the block runs."""
         watch = Watch()
-        async with await self.client.beta.sessions.events.stream(session.id) as stream, anyio.create_task_group() as group:
+        opening = self.client.beta.sessions.events.stream(session.id, **query)
+        async with await opening as stream, anyio.create_task_group() as group:
 
             async def read() -> None:
                 async for event in stream:
@@ -375,6 +386,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
                 events=SessionEvents(api_db, hints, hub),
             )
             worker_doorbell = Doorbell(database_url)
+            previews = PreviewSender(database_url)
             appender = Appender(worker_db, Hints(Hub(worker_db), worker_doorbell).appended)
             parts = Parts(
                 db=worker_db,
@@ -382,6 +394,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
                 requester=ModelRequester(client, Models(client.anthropic)),
                 hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), socket.gethostname()),
                 harness=StandardHarness(),
+                previews=previews,
                 jitter=lambda: 0.0,
             )
             worker = Worker(parts, turns_max=100, ttl_seconds=15.0)
@@ -389,6 +402,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
             async with anyio.create_task_group() as group:
                 group.start_soon(doorbell.run)
                 group.start_soon(worker_doorbell.run)
+                group.start_soon(previews.run)
                 group.start_soon(hub.run)
                 await group.start(appender.run)
                 heard = anyio.Event()
@@ -398,9 +412,17 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
                     heard.set()
 
                 group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, connected)
+                previewed = anyio.Event()
+
+                async def previews_heard() -> None:
+                    previewed.set()
+
+                group.start_soon(listen, database_url, {PREVIEW_CHANNEL: hub.publish_previews}, previews_heard)
+                group.start_soon(interest.keep, api_db, hub.previewed)
                 group.start_soon(worker.run)
                 with anyio.fail_after(WAIT_SECONDS):
                     await heard.wait()
+                    await previewed.wait()
                 async with (
                     listening(create_app(services)) as base_url,
                     sdk(base_url, caller) as mine,

@@ -8,10 +8,21 @@ FILE_IDS_MAX = 100  # spec: FileListParams.ids
 PAGE_LIMIT_DEFAULT = 20
 PAGE_LIMIT_MAX = 100
 EVENTS_PAGE_LIMIT_MAX = 1000
+RESOURCES_PAGE_LIMIT_MAX = 1000  # spec: ResourceListParams.limit
 EVENTS_PAGE_BYTES_MAX = 16 * 1024 * 1024
 METADATA_PAIRS_MAX = 16
 METADATA_KEY_CHARS_MAX = 64
 METADATA_VALUE_CHARS_MAX = 512
+IDEMPOTENCY_KEY_CHARS_MAX = 255
+IDEMPOTENCY_SECONDS = 24 * 3600
+
+# Tenancy
+WORKSPACES_ACTIVE_MAX = 100  # spec: active workspaces of an organisation
+KEYS_ACTIVE_MAX = 1000  # assumed: active keys of a workspace, environment keys included
+ADMIN_PAGE_LIMIT_MAX = 1000  # spec: APIKeyListParams.limit
+WORKSPACE_IDS_MAX = 100  # spec: WorkspaceListParams.ids
+RATE_LIMIT_VALUE_MAX = 1_000_000_000
+RATE_LIMIT_WAIT_SECONDS = 5.0  # for a block of budget, before a request is told to come back
 
 # The log
 EVENTS_PER_SEND_MAX = 50  # assumed: mirrors initial_events

@@ -6,7 +6,7 @@ because every receiver also polls. `NOTIFY` inside an append transaction would s
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import orjson
@@ -27,7 +27,10 @@ LOG_CHANNEL = "managed_agents_log"
 WORK_CHANNEL = "managed_agents_work"
 """Rings with session ids that have new input (workers listen)."""
 
-Listener = Callable[[list[str]], None]
+KEYS_CHANNEL = "managed_agents_keys"
+"""Rings with ids of keys and workspaces whose rights changed (api processes listen). Rung inside the transaction."""
+
+Listener = Callable[[list[Any]], None]
 
 
 class Doorbell:
@@ -123,11 +126,13 @@ async def listen(
 def _callback(listener: Listener) -> Callable[..., None]:
     def heard(_connection: object, _pid: int, _channel: str, payload: str) -> None:
         try:
-            session_ids = orjson.loads(payload)
+            items = orjson.loads(payload)
         except orjson.JSONDecodeError:
+            items = None
+        if not isinstance(items, list):
             logger.warning("unreadable notification ignored")
             return
-        listener([str(session_id) for session_id in session_ids])
+        listener(cast("list[Any]", items))
 
     return heard
 

@@ -5,13 +5,15 @@ and shared. Rows committed in this process are handed to it directly; a doorbell
 all its subscribers. A subscriber delivers only `seq = cursor + 1`, so a lost ring or a hole costs time, never an event: what
 is not in the channel any more is read from the table.
 
-The null copy of a queued event (`processed_at: null`) is best effort: it is shown until the logged one takes its place.
+The null copy of a queued event (`processed_at: null`) is best effort: it is shown until the logged one takes its place. So are
+previews: each opted-in stream has a feed of its own (`preview_feed.py`), filled from notifications, emptied between events.
 """
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 from sqlalchemy import text
@@ -21,12 +23,16 @@ from managed_agents.core.logs import Trouble
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import read
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
+from managed_agents.eventlog.preview_feed import PreviewFeed
+from managed_agents.eventlog.previews import TYPES as PREVIEWED_TYPES
+from managed_agents.eventlog.previews import unpacked
 
 logger = logging.getLogger(__name__)
 
 READ_ROWS = 500
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _ENDING = "session.status_terminated"
+_REQUEST_END = "span.model_request_end"
 
 _HEADS = text(
     "SELECT id, last_seq, last_inbox_seq, deleted_at IS NOT NULL AS deleted FROM sessions WHERE id = ANY(CAST(:ids AS text[]))"
@@ -44,6 +50,13 @@ class _Entry:
     thread_id: str
     ends: bool
     frame: bytes
+    # Closes a preview: the event's own id, or "" for the end of a whole model request.
+    closes: str | None = None
+
+
+def _entry(row: StoredEvent) -> _Entry:
+    closes = row.id if row.type in PREVIEWED_TYPES else "" if row.type == _REQUEST_END else None
+    return _Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body), closes)
 
 
 @dataclass(slots=True)
@@ -58,6 +71,7 @@ class Channel:
     behind: bool = False
     deleted: bool = False
     subscribers: int = 0
+    feeds: list[PreviewFeed] = field(default_factory=list[PreviewFeed])
     changed: anyio.Event = field(default_factory=anyio.Event)
 
     def add(self, rows: Iterable[StoredEvent]) -> None:
@@ -70,7 +84,7 @@ class Channel:
                 break
             self.tail = row.seq
             self.copies.pop(row.id, None)
-            self.entries.append(_Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body)))
+            self.entries.append(_entry(row))
             if len(self.entries) > limits.SUBSCRIBER_BUFFER_EVENTS_MAX:
                 self.entries.popleft()
         self.wake()
@@ -121,6 +135,23 @@ class Hub:
         for row in rows:
             if (channel := self._channels.get(row.session_id)) is not None:
                 channel.add_copies([row])
+
+    def publish_previews(self, items: Iterable[Any]) -> None:
+        """Hand over the chunks of one notification. Never waits."""
+        fed: set[str] = set()
+        for chunk in unpacked(items):
+            channel = self._channels.get(chunk.session_id)
+            if channel is not None and channel.feeds:
+                encoded = chunk.frame()
+                for feed in channel.feeds:
+                    feed.offer(chunk, encoded)
+                fed.add(chunk.session_id)
+        for session_id in fed:
+            self._channels[session_id].wake()
+
+    def previewed(self) -> Collection[str]:
+        """Sessions with opted-in streams here."""
+        return [channel.session_id for channel in self._channels.values() if channel.feeds]
 
     def refresh(self, session_ids: Iterable[str]) -> None:
         """Note that these sessions may have new rows (doorbell). Never waits."""
@@ -179,26 +210,36 @@ class Hub:
             channels[session_id].deleted = True
             channels[session_id].wake()
 
-    async def subscribe(self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int) -> AsyncGenerator[bytes, None]:
+    async def subscribe(
+        self, session_id: str, thread_id: str, *, seq: int, inbox_seq: int, previews: frozenset[str] = frozenset()
+    ) -> AsyncGenerator[bytes, None]:
         """Frames of `thread_id` past the two cursors, several at once where they wait; a ping after each silence.
 
-        Ends after deletion (with `session.deleted`), termination or shutdown. Holds no connection while it waits.
+        `previews` names the types of events to preview; interest in them must be registered before `seq` was read. Ends after
+        deletion (with `session.deleted`), termination or shutdown. Holds no connection while it waits.
         """
         channel = self._channels.get(session_id)
         if channel is None:
             channel = self._channels[session_id] = Channel(session_id, seq, inbox_seq)
         channel.subscribers += 1
+        feed = PreviewFeed(previews, thread_id, seq) if previews else None
+        if feed is not None:
+            channel.feeds.append(feed)
         try:
             # Rows between the cursors and now may have been committed elsewhere without a ring heard here.
             self.refresh([session_id])
-            async for chunk in self._deliver(channel, thread_id, seq, inbox_seq):
+            async for chunk in self._deliver(channel, thread_id, seq, inbox_seq, feed):
                 yield chunk
         finally:
             channel.subscribers -= 1
+            if feed is not None:
+                channel.feeds.remove(feed)
             if channel.subscribers == 0:
                 self._channels.pop(session_id, None)
 
-    async def _deliver(self, channel: Channel, thread_id: str, cursor: int, inbox_cursor: int) -> AsyncGenerator[bytes, None]:
+    async def _deliver(
+        self, channel: Channel, thread_id: str, cursor: int, inbox_cursor: int, feed: PreviewFeed | None
+    ) -> AsyncGenerator[bytes, None]:
         while True:
             changed = channel.changed
             chunks: list[bytes] = []
@@ -214,7 +255,16 @@ class Hub:
                 cursor = entry.seq
                 if entry.thread_id == thread_id:
                     chunks.append(entry.frame)
-                    ended = ended or entry.ends
+                    if feed is not None and entry.closes is not None:
+                        if entry.closes:
+                            feed.finish(entry.closes)
+                        else:
+                            feed.end_request(entry.seq)
+                # The end of the session, which is told on its primary thread, ends the streams of all threads.
+                ended = ended or entry.ends
+            # Only behind the events: a preview never follows what it is a preview of.
+            if feed is not None:
+                chunks += feed.take(cursor)
             if chunks:
                 yield b"".join(chunks)
             if channel.deleted:
@@ -239,7 +289,7 @@ class Hub:
         with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
             async with self._db.autocommit() as tx:
                 rows = await read.public_after(tx, channel.session_id, cursor, limit=READ_ROWS)
-        return [_Entry(row.seq, row.thread_id, row.type == _ENDING, frame(row.type, row.body)) for row in rows]
+        return [_entry(row) for row in rows]
 
 
 def _deleted_frame() -> bytes:

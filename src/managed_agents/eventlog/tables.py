@@ -62,6 +62,8 @@ class SessionRow(TotalsMixin, Base):
     # json, not jsonb: the order of an input schema's properties is part of what the model reads.
     agent: Mapped[dict[str, Any]] = mapped_column(JSON)
     environment_config: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    # The most the session may cost, in US cents; null: no limit, and none can be set any more.
+    budget_cents: Mapped[int | None] = mapped_column(BigInteger)
     primary_thread_id: Mapped[str] = mapped_column(Text)
     title: Mapped[str | None] = mapped_column(Text)
     # `metadata` is SQLAlchemy's own attribute, hence the other Python name.
@@ -91,10 +93,13 @@ class SessionRow(TotalsMixin, Base):
     threads_active_seconds: Mapped[float] = mapped_column(Double, server_default="0")
     threads_since: Mapped[datetime | None] = mapped_column(INSTANT)
     requests: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # Calls that wait for the client, a JSON object in the order of the log: event id → type of the answer. Null when none does.
+    waiting: Mapped[str | None] = mapped_column(Text)
     terminated_at: Mapped[datetime | None] = mapped_column(INSTANT)
 
     __table_args__ = (
         Index("ix_sessions_workspace_id_created_at_id", "workspace_id", "created_at", "id"),
+        Index("ix_sessions_workspace_id_agent_id_created_at_id", "workspace_id", "agent_id", "created_at", "id"),
         Index("ix_sessions_environment_id", "environment_id"),
         Index(
             "ix_sessions_claimable",
@@ -180,6 +185,17 @@ class WorkerRow(Base):
     pid: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     heartbeat_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
+
+
+class PreviewInterestRow(Base):
+    """A session with opted-in streams somewhere. Not logged by Postgres: what a crash forgets is registered again."""
+
+    __tablename__ = "preview_interests"
+
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(INSTANT)
+
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
 
 
 SESSIONS = cast(Table, SessionRow.__table__)

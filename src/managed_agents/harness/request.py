@@ -3,7 +3,7 @@
 Failures are data here: the loop decides what becomes of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from managed_agents.harness.response import Response
 from managed_agents.harness.transcript import Transcript
 from managed_agents.model import errors
 from managed_agents.model.client import ModelClient
-from managed_agents.model.events import MessageFinished, ModelRequest
+from managed_agents.model.events import MessageFinished, ModelEvent, ModelRequest
 from managed_agents.model.models import Models
 from managed_agents.model.prices import list_cost
 
@@ -45,9 +45,15 @@ class ModelRequester:
     models: Models
 
     async def request(
-        self, harness: Harness, agent: dict[str, Any], transcript: Transcript, uploads: Sequence[str]
+        self,
+        harness: Harness,
+        agent: dict[str, Any],
+        transcript: Transcript,
+        uploads: Sequence[str],
+        *,
+        watch: Callable[[ModelEvent], None],
     ) -> Finished | Failed:
-        """Ask the model for the next turn of `transcript`. Cancelling closes the connection to the model."""
+        """Ask the model for the next turn of `transcript`; `watch` sees the stream. Cancelling closes the connection."""
         model = agent["model"]
         known = await self.models.retrieve(model["id"])
         body = harness.build_request(
@@ -63,6 +69,7 @@ class ModelRequester:
                 async for event in events:
                     if isinstance(event, MessageFinished):
                         return Finished(_response(event, model))
+                    watch(event)
         except errors.ModelError as error:
             return _failed(error)
         raise AssertionError("a response that ends without its last event is an error of the client")

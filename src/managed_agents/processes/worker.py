@@ -18,6 +18,7 @@ from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.harness.brain import StandardHarness
 from managed_agents.harness.hands import Hands
@@ -30,6 +31,7 @@ from managed_agents.model.models import Models
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.settings import CannotStart, blob_store
 from managed_agents.reconcilers import blob_collector
+from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 SANDBOX_LOOK_SECONDS = 10.0
 ERASE_LOOK_SECONDS = 2.0
 BLOB_LOOK_SECONDS = 600.0
+IDEMPOTENCY_LOOK_SECONDS = 300.0
 LOOK_SECONDS_MAX = 300.0
 TIDY_SECONDS_MAX = 8.0
 
@@ -70,12 +73,14 @@ async def run(settings: Settings) -> None:
     doorbell = Doorbell(database_url)
     appender = Appender(db, Hints(Hub(db), doorbell).appended)
     client = AnthropicModelClient(endpoint)
+    previews = PreviewSender(database_url)
     parts = Parts(
         db=db,
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
         harness=StandardHarness(),
+        previews=previews,
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
@@ -84,9 +89,11 @@ async def run(settings: Settings) -> None:
     async def work() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(doorbell.run)
+            group.start_soon(previews.run)
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
+            group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
             group.start_soon(
                 _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
             )

@@ -219,6 +219,7 @@ class DockerBackend:
             state=STATE_DIRECTORY,
             uid=uid,
             environment=layout.environment(HOME, spec.env),
+            quota_bytes=None if self._sized else spec.limits.disk_bytes,
         )
         boot = layout.BOOT.format(CODE_DIRECTORY)
         limits = spec.limits

@@ -118,8 +118,11 @@ def make_tree(root: Path, uid: int | None) -> None:
             os.chown(path, uid, uid)
 
 
-def runner_config(*, socket: str, state: str, uid: int | None, environment: dict[str, str]) -> Config:
+def runner_config(
+    *, socket: str, state: str, uid: int | None, environment: dict[str, str], quota_bytes: int | None = None, own_tmp: bool = True
+) -> Config:
     """Return the configuration with the paths every backend has in common."""
+    snapshot = ["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"]
     return Config(
         socket=socket,
         state=state,
@@ -129,7 +132,9 @@ def runner_config(*, socket: str, state: str, uid: int | None, environment: dict
         environment=environment,
         own_pid_namespace=True,
         root_owned=list(ROOT_OWNED),
-        snapshot=["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"],
+        quota_bytes=quota_bytes,
+        quota_roots=[*snapshot, *(["/tmp"] if own_tmp else [])],
+        snapshot=snapshot,
     )
 
 

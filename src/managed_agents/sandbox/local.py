@@ -107,7 +107,7 @@ class LocalBackend:
             places.state.mkdir(mode=0o700)
             uid = self._take_uid(places)
             layout.make_tree(places.home, uid)
-            record = {"env": dict(spec.env), "uid": uid, "session_id": spec.session_id}
+            record = {"env": dict(spec.env), "uid": uid, "session_id": spec.session_id, "disk_bytes": spec.limits.disk_bytes}
             (places.home / "sandbox.json").write_text(json.dumps(record))
             (places.home / "ready").touch()
         await self._start(places)
@@ -171,6 +171,8 @@ class LocalBackend:
             state=str(places.state),
             uid=record["uid"],
             environment=layout.environment(home, record["env"]),
+            quota_bytes=record.get("disk_bytes"),
+            own_tmp=False,
         )
         python = [layout.interpreter(), "-I", "-S", "-B", "-c"]
         if namespaces is None:

@@ -14,10 +14,13 @@ from managed_agents.db.engine import Database
 from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import interest
 from managed_agents.eventlog.events import NewEvent
 from managed_agents.eventlog.hints import Hints
+from managed_agents.eventlog.previews import PENDING_CHARS_MAX, PREVIEW_CHANNEL, START, Chunk, PreviewSender
 from managed_agents.eventlog.subscribe import PING, Hub
 from tests.support import sessions
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +59,13 @@ async def process(url: str) -> AsyncIterator[Process]:
         group.start_soon(hub.run)
         group.start_soon(doorbell.run)
         group.start_soon(listen, url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all)
+        heard = anyio.Event()
+
+        async def listening() -> None:
+            heard.set()
+
+        group.start_soon(listen, url, {PREVIEW_CHANNEL: hub.publish_previews}, listening)
+        await heard.wait()
         yield Process(db, hub, Hints(hub, doorbell))
         group.cancel_scope.cancel()
     await db.dispose()
@@ -68,8 +78,10 @@ def message(thread_id: str, words: str) -> NewEvent:
 class Reader:
     """Collects the data of the frames of one subscription."""
 
-    def __init__(self, hub: Hub, session_id: str, thread_id: str, *, seq: int = 0) -> None:
-        self._frames = hub.subscribe(session_id, thread_id, seq=seq, inbox_seq=0)
+    def __init__(
+        self, hub: Hub, session_id: str, thread_id: str, *, seq: int = 0, previews: frozenset[str] = frozenset()
+    ) -> None:
+        self._frames = hub.subscribe(session_id, thread_id, seq=seq, inbox_seq=0, previews=previews)
         self.events: list[dict[str, object]] = []
         self.changed = anyio.Event()
         self.ended = anyio.Event()
@@ -150,6 +162,7 @@ async def test_a_hole_is_filled_from_the_table_and_a_slow_reader_loses_nothing(
         assert reader.events == await listed(one, session_id)
 
 
+@pytest.mark.requirement("EVT-030")
 async def test_a_queued_event_shows_null_first_and_never_after_its_logged_form(database_url: str) -> None:
     async with process(database_url) as one:
         session_id, thread_id = await sessions.session(one.db, await sessions.workspace(one.db))
@@ -169,6 +182,7 @@ async def test_a_queued_event_shows_null_first_and_never_after_its_logged_form(d
         assert [e["processed_at"] is None for e in late.events] == [False]
 
 
+@pytest.mark.requirement("EVT-058")
 async def test_streams_end_after_deletion_and_after_termination(database_url: str) -> None:
     async with process(database_url) as one, process(database_url) as two:
         workspace_id = await sessions.workspace(one.db)
@@ -190,6 +204,7 @@ async def test_streams_end_after_deletion_and_after_termination(database_url: st
         assert [e["type"] for e in second.events][-1] == "session.status_terminated"
 
 
+@pytest.mark.requirement("OBS-044")
 async def test_silence_is_broken_by_pings_and_shutdown_ends_every_stream(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,3 +217,72 @@ async def test_silence_is_broken_by_pings_and_shutdown_ends_every_stream(
                 assert await anext(frames) == PING
                 one.hub.close()
                 assert [chunk async for chunk in frames if chunk != PING] == []
+
+
+async def test_previews_reach_any_process_and_none_of_them_is_kept(database_url: str) -> None:
+    sender = PreviewSender(database_url)
+    async with process(database_url) as one, process(database_url) as two, anyio.create_task_group() as group:
+        session_id, thread_id = await sessions.session(one.db, await sessions.workspace(one.db))
+        both = frozenset({"agent.message"})
+        readers = [Reader(hub, session_id, thread_id, previews=both) for hub in (one.hub, two.hub)]
+        plain = Reader(two.hub, session_id, thread_id)
+        for reader in (*readers, plain):
+            group.start_soon(reader.run)
+        start = ev.span_start(thread_id)
+        await one.append(session_id, [start])
+        for reader in (*readers, plain):
+            await reader.wait(1)
+        assert one.hub.previewed() == two.hub.previewed() == [session_id]
+        final = message(thread_id, "x" * 20_000)
+        sender.push(Chunk(session_id, thread_id, 1, final.id, START, 0, "agent.message"))
+        sender.push(Chunk(session_id, thread_id, 1, final.id, 0, 0, "x" * 20_000))
+        sender.push(Chunk("sesn_other", thread_id, 1, final.id, 0, 0, "y"))
+        group.start_soon(sender.run)
+        for reader in readers:
+            await reader.wait(22)  # twenty deltas of a thousand characters
+        await one.append(session_id, [final])
+        for reader in readers:
+            await reader.wait(23)
+            assert [event["type"] for event in reader.events[:2]] == ["span.model_request_start", "event_start"]
+            assert [event["type"] for event in reader.events[2:]] == ["event_delta"] * 20 + ["agent.message"]
+        await plain.wait(2)
+        assert plain.events == await listed(one, session_id)
+        group.cancel_scope.cancel()
+
+
+async def test_a_flood_of_previews_is_shed(database_url: str) -> None:
+    sender = PreviewSender(database_url)
+    taken = [sender.push(Chunk("s", "t", 1, f"e{n}", 0, 0, "x" * 1000)) for n in range(1000)]
+    assert taken[0] is True
+    assert taken[-1] is False
+    assert sum(taken) * 1000 <= PENDING_CHARS_MAX
+
+
+async def test_interest_expires_unless_it_is_kept(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interest, "REFRESH_SECONDS", 0.05)
+    db = Database(database_url, pool=3, application_name="test")
+    expire = text("UPDATE preview_interests SET expires_at = clock_timestamp() - interval '1 second'")
+
+    async def wanted(session_id: str) -> bool:
+        async with db.autocommit() as tx:
+            return await interest.wanted(tx, session_id)
+
+    async with db.autocommit() as tx:
+        await interest.register(tx, ["a", "b"])
+        await interest.register(tx, ["a"])
+    assert await wanted("a")
+    assert not await wanted("c")
+    async with db.autocommit() as tx:
+        await tx.execute(expire)
+    assert not await wanted("a")
+    async with anyio.create_task_group() as group:
+        group.start_soon(interest.keep, db, lambda: ["a"])
+
+        async def kept() -> bool:
+            async with db.autocommit() as tx:
+                rows = [row.session_id for row in await tx.execute(text("SELECT session_id FROM preview_interests"))]
+            return rows == ["a"] and await wanted("a")
+
+        await until(kept, seconds=10)
+        group.cancel_scope.cancel()
+    await db.dispose()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy import false, func, insert, select, tuple_, update
 
 from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
@@ -86,12 +86,13 @@ class Sessions:
                     updated_at=at,
                 )
             )
-            await mounts.mount_files(tx, workspace_id, session_id, body.resources, at)
+            wanted = [(resource, f"resources.{index}.") for index, resource in enumerate(body.resources)]
+            await mounts.mount_files(tx, workspace_id, session_id, wanted, at)
             accepted = inputs.Accepted()
             if body.initial_events:
                 head = await log.lock(tx, session_id)
                 assert head is not None
-                accepted = inputs.accept(head, body.initial_events)
+                accepted = await inputs.accept(tx, head, body.initial_events)
                 await log.write(tx, [head])
             answer = await _read(tx, workspace_id, session_id)
         accepted.announce(self.hints, session_id)
@@ -103,24 +104,41 @@ class Sessions:
             return await _read(tx, workspace_id, session_id)
 
     async def update(self, workspace_id: WorkspaceId, session_id: str, body: UpdateSession) -> Json:
-        """Set title, merge metadata; what really changed is told by one `session.updated`.
+        """Set title, merge metadata, replace the agent's tools; what really changed is told by one `session.updated`.
+
+        New tools are those of the next turn: a worker reads the agent when it claims the session.
 
         Raises:
-            NotFound. InvalidRequest: archived, or too much metadata.
+            NotFound. InvalidRequest: archived, too much metadata, or new tools while it is not idle.
         """
         sent = body.model_fields_set
         appended: list[ev.StoredEvent] = []
         async with self.db.transaction() as tx:
-            head = await _lock(tx, workspace_id, session_id)
+            head = await lock_session(tx, workspace_id, session_id)
             if head.archived:
                 raise InvalidRequest(f"Session {session_id} is archived and cannot be modified")
-            stored = (await tx.execute(select(SESSIONS.c.title, SESSIONS.c.metadata).where(SESSIONS.c.id == session_id))).one()
+            columns = (SESSIONS.c.title, SESSIONS.c.metadata, SESSIONS.c.agent)
+            stored = (await tx.execute(select(*columns).where(SESSIONS.c.id == session_id))).one()
             changed: Json = {}
             if "title" in sent and body.title != stored.title:
                 changed["title"] = body.title
             labels = metadata.merged(stored.metadata, body.metadata or {})
             if labels != stored.metadata:
                 changed["metadata"] = labels
+            if body.budget is not None:
+                # spec: session_update_params.py; no session here was created with a budget
+                raise InvalidRequest(
+                    "budget: cannot be added to a session that was created without one (budget_create_only)",
+                    error_code="budget_create_only",
+                )
+            if body.agent.model_fields_set:
+                agent = agents.updated_for_session(stored.agent, body.agent)
+                if _busy(head) is not None or head.owner is not None:
+                    raise InvalidRequest(
+                        f"agent: tools and mcp_servers of session {session_id} can only be changed while it is idle"
+                    )
+                if agent != stored.agent:
+                    changed["agent"] = agent
             if changed:
                 await tx.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(**changed))
                 # spec: beta_managed_agents_session_updated_event.py, metadata is absent when it became empty
@@ -140,7 +158,7 @@ class Sessions:
         """
         appended: list[ev.StoredEvent] = []
         async with self.db.transaction() as tx:
-            head = await _lock(tx, workspace_id, session_id)
+            head = await lock_session(tx, workspace_id, session_id)
             if not head.archived:
                 if (status := _busy(head)) is not None:
                     raise InvalidRequest(
@@ -165,7 +183,7 @@ class Sessions:
             NotFound. InvalidRequest: it is running.
         """
         async with self.db.transaction() as tx:
-            head = await _lock(tx, workspace_id, session_id)
+            head = await lock_session(tx, workspace_id, session_id)
             if _busy(head) is not None:
                 raise InvalidRequest(
                     "Cannot delete session while it is running. Send an interrupt event or wait for the session to complete."
@@ -184,7 +202,8 @@ class Sessions:
             return await _page(tx, workspace_id, query)
 
 
-async def _lock(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
+async def lock_session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
+    """Lock a session of the workspace. Raises NotFound."""
     check_id(session_id)
     head = await log.lock(tx, session_id, workspace_id=workspace_id)
     if head is None or head.deleted:
@@ -193,10 +212,13 @@ async def _lock(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
 
 
 def _busy(head: log.Head) -> str | None:
-    """The status that forbids archiving and deleting, if any. Queued work counts as running: it is about to be."""
+    """The status that forbids archiving and deleting, if any. Queued work counts as running: it is about to be.
+
+    Behind calls that wait for the client nothing is about to happen.
+    """
     if head.state.status in BUSY:
         return head.state.status
-    return "running" if head.inbox_count else None
+    return "running" if head.inbox_count and not head.state.waiting else None
 
 
 async def _read(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Json:
@@ -234,6 +256,9 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
         statement = statement.where(SESSIONS.c.agent_id == query.agent_id)
         if query.agent_version is not None:
             statement = statement.where(SESSIONS.c.agent_version == query.agent_version)
+    if query.deployment_id is not None or query.memory_store_id is not None:
+        # No session was made by a deployment or has a memory store mounted: there are neither yet.
+        statement = statement.where(false())
     if query.statuses:
         statement = statement.where(SESSIONS.c.status.in_(query.statuses))
     backward = False

@@ -20,13 +20,16 @@ from .children import ChildFailed, Children
 from .config import Config
 from .journal import Journal, Outcome, error_outcome
 from .output import Output
+from .quota import Quota
 from .shell import Ended, Shell
+from .toolerror import reason
 from .zygote import TOOLS
 
 BASH_SECONDS_DEFAULT = 120.0
 BASH_SECONDS_MAX = 600.0
 ACKNOWLEDGED_MAX = 10_000
 CANCELLED = "Tool execution was interrupted."
+WRITING = ("write", "edit")
 BLOCK_TYPES = ("text", "image", "document")
 
 
@@ -56,6 +59,7 @@ class Calls:
         self._config = config
         self.journal = Journal(config.state)
         self.children = Children(config)
+        self.quota = Quota(config, self.children)
         self._shell = Shell(config)
         self._bash_turn = asyncio.Lock()
         self._calls: dict[str, Call] = {}
@@ -165,7 +169,7 @@ class Calls:
         except asyncio.CancelledError:
             output.abandon()
             raise
-        note = _note(ended, limit)
+        note = self.quota.words if ended.over_quota else _note(ended, limit)
         if note:
             text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{note}"
         content = json.dumps([{"type": "text", "text": text}]).encode()
@@ -173,11 +177,28 @@ class Calls:
 
     async def _in_shell(self, command: str, seconds: float, output: Output) -> Ended:
         try:
-            return await self._shell.run(command, seconds, output.feed)
+            return await self._within_quota(command, seconds, output)
         except BlockingIOError:
             # No process can be made: a fork bomb, or what one left.
             self._purge()
+            return await self._within_quota(command, seconds, output)
+
+    async def _within_quota(self, command: str, seconds: float, output: Output) -> Ended:
+        if self.quota.bytes_max is None:
             return await self._shell.run(command, seconds, output.feed)
+        running = asyncio.ensure_future(self._shell.run(command, seconds, output.feed))
+        exceeded = asyncio.ensure_future(self.quota.exceeded())
+        try:
+            await asyncio.wait([running, exceeded], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            return Ended(None, over_quota=True)
+        finally:
+            running.cancel()
+            exceeded.cancel()
+            # Cancelled, the shell kills what it runs: not before that is another command begun.
+            await asyncio.gather(running, exceeded, return_exceptions=True)
+            self.quota.look()
 
     def _purge(self) -> None:
         """End every process of the commands at once, faster than they can fork."""
@@ -191,10 +212,12 @@ class Calls:
     async def _file_tool(self, name: str, arguments: dict[str, Any], seconds: float) -> Outcome:
         body = json.dumps(arguments).encode()
         try:
+            if name in WRITING:
+                await self.quota.check()
             answered = await self._ask(name, body, seconds)
         except (ChildFailed, OSError) as error:
             if not _no_processes(error):
-                return error_outcome(f"{name}: {error}")
+                return error_outcome(f"{name}: {reason(error) if isinstance(error, OSError) else error}")
             self._purge()
             try:
                 answered = await self._ask(name, body, seconds)
@@ -225,6 +248,7 @@ class Calls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.quota.close()
         await self._shell.close()
         self.children.stop()
 

@@ -26,6 +26,9 @@ class Config:
     """Directories into which files owned by uid 0 may be put. Commands cannot change them."""
     snapshot: list[str] = field(default_factory=list[str])
     """Directories that make up a snapshot."""
+    quota_bytes: int | None = None
+    """What `quota_roots` may take, where the host could not size their disk."""
+    quota_roots: list[str] = field(default_factory=list[str])
     mapped: dict[str, str] = field(default_factory=dict[str, str])
     """Path prefixes rewritten by the file tools, where the sandbox could not mount the real ones."""
 

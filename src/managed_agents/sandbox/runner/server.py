@@ -18,7 +18,7 @@ from .children import ChildFailed
 from .config import Config
 from .journal import Outcome
 from .toolerror import ToolError
-from .transfer import Sink, error_header, root_sink
+from .transfer import Sink, error_header, root_remove, root_sink
 
 INPUT_BYTES_MAX = 33 * 1024 * 1024
 STREAMS_MAX = 256
@@ -170,6 +170,7 @@ class Runner:
             "get": self._get,
             "snapshot": self._get,
             "stat": self._stat,
+            "remove": self._remove,
         }
 
     async def handle(self, stream: Stream, header: frames.Header) -> None:
@@ -228,6 +229,7 @@ class Runner:
 
     async def _put(self, stream: Stream, header: frames.Header) -> None:
         path, mode = str(header.get("path")), int(header.get("mode", 0o644)) & 0o777
+        await self.calls.quota.check()
         if header.get("owner") == "root":
             await self._put_as_root(stream, path, mode)
             return
@@ -257,6 +259,11 @@ class Runner:
             sink.abandon()
             raise
         sink.finish()
+        await stream.send({"op": "ok"})
+
+    async def _remove(self, stream: Stream, header: frames.Header) -> None:
+        mapped = self._config.resolve(str(header.get("path")))
+        root_remove(mapped, [self._config.resolve(root) for root in self._config.root_owned])
         await stream.send({"op": "ok"})
 
     async def _get(self, stream: Stream, header: frames.Header) -> None:

@@ -40,11 +40,13 @@ END_SECONDS = 5.0
 class Ended:
     """How a command ended: its status, or what happened to the shell instead.
 
-    `begun` is False when the shell was dead or dying before: the command did not run.
+    `over_quota`: it was killed for filling the disk. `begun` is False when the shell was dead or dying before: the command
+    did not run.
     """
 
     status: int | None
     timed_out: bool = False
+    over_quota: bool = False
     shell_ended: bool = False
     begun: bool = True
 
