@@ -63,7 +63,7 @@ def build(image: str) -> None:
         base()
         wheels()
         arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1")
-        run("docker", "build", "-f", ROOT / "deploy" / "Dockerfile", "-t", image, *arguments, ROOT)
+        run("docker", "build", "--force-rm", "-f", ROOT / "deploy" / "Dockerfile", "-t", image, *arguments, ROOT)
     except ImageBuildFailed as error:
         raise click.ClickException(str(error)) from None
     finally:

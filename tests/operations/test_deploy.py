@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -82,6 +83,16 @@ def test_the_compose_file_says_what_the_server_needs() -> None:
     assert services["worker"]["hostname"], "sandboxes know their host by this name"
     sized = load(NEEDED, "compose.sized-disks.yaml")["services"]["worker"]["volumes"]
     assert sized[0]["source"] == sized[0]["target"]
+
+
+def test_the_image_s_build_sees_everything_that_the_wheel_is_made_of() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = set(re.findall(r"^COPY (?:--\S+ )?(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
+    copied = {name for names in copied for name in names.split()}
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for part in ["pyproject.toml", "README.md", "LICENSE", "src", *wheel["force-include"]]:
+        assert part in copied, f"deploy/Dockerfile does not copy {part}"
+        assert part in let_in, f".dockerignore keeps {part} out"
 
 
 @pytest.fixture(scope="module")

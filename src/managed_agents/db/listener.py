@@ -113,13 +113,13 @@ async def listen(
                     await connection.add_listener(channel, _callback(listener))
                 if on_connect is not None:
                     await on_connect()
-                trouble.over("listening connection is back")
+                trouble.over("listening connection is back (%s)", ", ".join(listeners))
                 await closed.wait()
             finally:
                 connection.terminate()
-            trouble.report("listening connection closed by the server")
+            trouble.report("listening connection lost (%s): closed by the server", ", ".join(listeners))
         except TROUBLE as error:
-            trouble.report("listening connection lost: %s", error or type(error).__name__)
+            trouble.report("listening connection lost (%s): %s", ", ".join(listeners), error or type(error).__name__)
         await anyio.sleep(RECONNECT_SECONDS)
 
 
