@@ -62,7 +62,7 @@ def test_a_process_that_cannot_start_says_so_by_its_status(data_dir: Path) -> No
 
 def test_an_api_without_a_database_says_so_once(data_dir: Path) -> None:
     log = data_dir / "log"
-    missed = ("doorbell connection lost", "listening connection (managed_agents_log) lost")
+    missed = ("doorbell connection lost", "listening connection (managed_agents_previews) lost")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*COMMAND, "api"], env=environment(data_dir, database_url=NOWHERE), stdin=subprocess.DEVNULL, stderr=output
