@@ -111,6 +111,8 @@ class NewEvent(NamedTuple):
     private: bytes | None = None
     usage: SpanUsage | None = None
     for_model: bool = True
+    # Where it waited, for what did.
+    inbox_seq: int | None = None
 
 
 class StoredEvent(NamedTuple):
@@ -147,7 +149,7 @@ class QueuedEvent:
 
     def taken_up(self, *, for_model: bool = True) -> NewEvent:
         """The event as it enters the log: same id, same fields."""
-        return NewEvent(self.type, self.id, self.thread_id, self.payload, for_model=for_model)
+        return NewEvent(self.type, self.id, self.thread_id, self.payload, for_model=for_model, inbox_seq=self.inbox_seq)
 
 
 def new_event(
