@@ -99,7 +99,7 @@ async def driver(request: pytest.FixtureRequest, server: Stack) -> AsyncIterator
         yield Driver(client)
 
 
-@pytest.mark.requirement("CNV-003")
+@pytest.mark.requirement("CNV-003", "CNV-020", "CNV-024", "CNV-053", "ENV-035", "OBS-032")
 async def test_every_served_method(server: Stack, driver: Driver) -> None:
     await _agents(driver)
     await _environments(driver)

@@ -13,6 +13,7 @@ from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, messag
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.requirement("CNV-051", "SES-045", "SES-046")
 async def test_update_tells_only_what_changed(server: Stack) -> None:
     session = await server.session(title="old", metadata={"a": "1", "b": "2"})
     update = server.client.beta.sessions.update
@@ -32,6 +33,7 @@ async def test_update_tells_only_what_changed(server: Stack) -> None:
     assert both.status == "idle"
 
 
+@pytest.mark.requirement("SES-047")
 async def test_an_update_that_changes_nothing_appends_nothing(server: Stack) -> None:
     session = await server.session(title="same", metadata={"a": "1"})
     update = server.client.beta.sessions.update
@@ -43,6 +45,7 @@ async def test_an_update_that_changes_nothing_appends_nothing(server: Stack) -> 
     assert retrieved.updated_at == session.updated_at
 
 
+@pytest.mark.requirement("SES-045")
 async def test_update_while_running(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
     async with server.watching(session) as watch:
@@ -56,6 +59,7 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("CNV-050", "SES-048", "SES-049")
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -135,6 +139,7 @@ async def test_a_budget_that_never_was_can_be_removed(server: Stack) -> None:
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("EVT-058", "EVT-064", "SES-036", "SES-050", "SES-051")
 async def test_archive(server: Stack) -> None:
     session = await server.session(["ok"])
     await server.turn(session)
@@ -164,6 +169,7 @@ async def test_archive(server: Stack) -> None:
     assert (await server.client.beta.sessions.retrieve(session.id)).status == "terminated"
 
 
+@pytest.mark.requirement("OBS-026", "OBS-027", "SES-054")
 async def test_running_sessions_are_neither_archived_nor_deleted(server: Stack) -> None:
     session = await server.session([[stall(60), "never"]])
     async with server.watching(session) as watch:
@@ -185,6 +191,7 @@ async def test_running_sessions_are_neither_archived_nor_deleted(server: Stack) 
     assert watch.events[-1].type == "session.deleted"
 
 
+@pytest.mark.requirement("ENV-029", "EVT-058", "EVT-065", "SES-052", "SES-055")
 async def test_delete(server: Stack) -> None:
     environment = await server.client.beta.environments.create(name="short-lived", config={"type": "cloud"})
     file = await server.upload()
@@ -229,6 +236,7 @@ async def test_delete(server: Stack) -> None:
             await server.client.beta.files.retrieve_metadata(output.id)
 
 
+@pytest.mark.requirement("SES-053")
 async def test_an_archived_session_can_be_deleted(server: Stack) -> None:
     session = await server.session()
     await server.client.beta.sessions.archive(session.id)

@@ -66,6 +66,7 @@ async def test_a_command_whose_worker_was_killed_runs_once_and_its_result_is_log
     assert failed_spans(listed) == [False, False, False]
 
 
+@pytest.mark.requirement("OBS-045")
 async def test_a_session_survives_the_death_of_every_worker_that_takes_it(
     cluster: Cluster, client: AsyncAnthropic, undisturbed: Undisturbed, finished: Finished
 ) -> None:

@@ -26,7 +26,9 @@ EXAMPLE_PAGES = (
     API / "environments.md",
     API / "sessions.md",
     EVENTS_PAGE,
+    API / "permissions.md",
     API / "files.md",
+    API / "organization.md",
     ERRORS_PAGE,
 )
 

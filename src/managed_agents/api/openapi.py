@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import orjson
 from fastapi import APIRouter
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
@@ -234,10 +235,16 @@ def _operation(route: APIRoute, method: str, operation: Operation, schemas: Mapp
 
 
 def _rule(route: APIRoute) -> auth.Beta:
-    for dependency in route.dependant.dependencies:
+    for dependency in _dependencies(route.dependant):
         if isinstance(dependency.call, auth.Authenticated):
             return dependency.call.rule
     raise AssertionError(f"{route.path} names no actor")
+
+
+def _dependencies(dependant: Dependant) -> Iterator[Dependant]:
+    for dependency in dependant.dependencies:
+        yield dependency
+        yield from _dependencies(dependency)
 
 
 def _path_parameters(path: str) -> list[Json]:
@@ -278,7 +285,7 @@ def _header_parameters(rule: auth.Beta, *, changing: bool) -> list[Json]:
         {
             "name": "anthropic-beta",
             "in": "header",
-            "required": rule is not auth.Beta.OPTIONAL,
+            "required": rule in (auth.Beta.REQUIRED, auth.Beta.REQUIRED_ONLY),
             "schema": {"type": "string", "enum": [auth.MANAGED_AGENTS]},
             "description": "A comma-separated list that has this value.",
         },
@@ -287,7 +294,7 @@ def _header_parameters(rule: auth.Beta, *, changing: bool) -> list[Json]:
             "in": "header",
             "required": False,
             "schema": {"type": "string"},
-            "description": "Must be the workspace of the key, which is the one acted in.",
+            "description": "The workspace of the key, or with an organization administrator's key any of its workspaces: the one to act in.",
         },
     ]
     if changing:
@@ -350,6 +357,9 @@ def _content(shape: Shape, schema: Json) -> Json:
         case Shape.PAGE_BOTH_WAYS:
             both = {"next_page": cursor, "prev_page": cursor}
             return {"application/json": {"schema": _page(schema, both, list(both))}}
+        case Shape.PAGE_OF_OBJECTS:
+            ends = {"has_more": {"type": "boolean"}, "first_id": cursor, "last_id": cursor}
+            return {"application/json": {"schema": _page(schema, ends, list(ends))}}
         case Shape.PAGE_OF_FILES:
             more = {"next_page": cursor, "has_more": {"type": "boolean"}, "first_id": cursor, "last_id": cursor}
             return {"application/json": {"schema": _page(schema, more, list(more))}}

@@ -12,7 +12,14 @@ from managed_agents.processes import parent
 
 _DATABASE = ("database_url", "db_pool")
 _PLACES = ("data_dir", "run_dir", "blob_store", "master_key_file")
-_API = ("host", "port", "require_beta_header")
+_API = (
+    "host",
+    "port",
+    "require_beta_header",
+    "rate_limits",
+    "rate_limit_creates_per_minute",
+    "rate_limit_reads_per_minute",
+)
 _WORKER = (
     "metrics_port",
     "worker_turns",

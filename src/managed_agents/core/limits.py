@@ -16,6 +16,14 @@ METADATA_VALUE_CHARS_MAX = 512
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 IDEMPOTENCY_SECONDS = 24 * 3600
 
+# Tenancy
+WORKSPACES_ACTIVE_MAX = 100  # spec: active workspaces of an organisation
+KEYS_ACTIVE_MAX = 1000  # assumed: active keys of a workspace, environment keys included
+ADMIN_PAGE_LIMIT_MAX = 1000  # spec: APIKeyListParams.limit
+WORKSPACE_IDS_MAX = 100  # spec: WorkspaceListParams.ids
+RATE_LIMIT_VALUE_MAX = 1_000_000_000
+RATE_LIMIT_WAIT_SECONDS = 5.0  # for a block of budget, before a request is told to come back
+
 # The log
 EVENTS_PER_SEND_MAX = 50  # assumed: mirrors initial_events
 INBOX_EVENTS_MAX = 1000

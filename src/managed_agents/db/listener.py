@@ -27,6 +27,9 @@ LOG_CHANNEL = "managed_agents_log"
 WORK_CHANNEL = "managed_agents_work"
 """Rings with session ids that have new input (workers listen)."""
 
+KEYS_CHANNEL = "managed_agents_keys"
+"""Rings with ids of keys and workspaces whose rights changed (api processes listen). Rung inside the transaction."""
+
 Listener = Callable[[list[Any]], None]
 
 

@@ -31,6 +31,7 @@ from managed_agents.model.models import Models
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.settings import CannotStart, blob_store
 from managed_agents.reconcilers import blob_collector
+from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 SANDBOX_LOOK_SECONDS = 10.0
 ERASE_LOOK_SECONDS = 2.0
 BLOB_LOOK_SECONDS = 600.0
+IDEMPOTENCY_LOOK_SECONDS = 300.0
 LOOK_SECONDS_MAX = 300.0
 TIDY_SECONDS_MAX = 8.0
 
@@ -91,6 +93,7 @@ async def run(settings: Settings) -> None:
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
+            group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
             group.start_soon(
                 _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
             )

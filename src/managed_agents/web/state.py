@@ -4,13 +4,16 @@
 (`resources/services.py`), so that this layer knows nothing of the ones above.
 """
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends
 from starlette.requests import Request
 
+from managed_agents.core import clock
 from managed_agents.db.engine import Database
-from managed_agents.web.actor import Actor
+from managed_agents.web.actor import Actor, RateKind
 
 
 class KeyLookup(Protocol):
@@ -18,6 +21,37 @@ class KeyLookup(Protocol):
 
     async def lookup(self, secret: str) -> Actor | None:
         """Return the actor of a live key, None for anything else."""
+        ...
+
+    async def in_workspace(self, actor: Actor, workspace_id: str) -> Actor | None:
+        """Return an organisation administrator acting in another live workspace of the organisation, None when there is
+        no such workspace.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A counted request: the limit that is nearest, what about is left of it, and when all of it is free again."""
+
+    limit: int
+    remaining: int
+    reset_at: datetime
+
+    def headers(self) -> dict[str, str]:
+        """Return what tells the client (spec: the Messages API's names)."""
+        return {
+            "anthropic-ratelimit-requests-limit": str(self.limit),
+            "anthropic-ratelimit-requests-remaining": str(self.remaining),
+            "anthropic-ratelimit-requests-reset": clock.millis(self.reset_at),
+        }
+
+
+class RateLimiter(Protocol):
+    """Counts requests."""
+
+    async def admit(self, actor: Actor, kind: RateKind) -> Admission:
+        """Count one request. Raises `RateLimited`."""
         ...
 
 
@@ -28,6 +62,8 @@ class EdgeServices(Protocol):
     def db(self) -> Database: ...
     @property
     def keys(self) -> KeyLookup: ...
+    @property
+    def rate_limits(self) -> RateLimiter | None: ...
     @property
     def require_beta_header(self) -> bool: ...
 

@@ -18,7 +18,7 @@ TOOLSET: Any = {"type": "agent_toolset_20260401"}
 ALWAYS_ALLOW = {"type": "always_allow"}
 
 
-@pytest.mark.requirement("AGT-001", "AGT-903")
+@pytest.mark.requirement("AGT-001", "AGT-025", "AGT-030", "AGT-033", "AGT-903", "CNV-049", "OBS-037")
 async def test_a_created_agent_shows_every_default(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="Coder", model="claude-opus-5-5", tools=[TOOLSET])
     assert agent.id.startswith("agent_")
@@ -39,7 +39,7 @@ async def test_a_created_agent_shows_every_default(client: AsyncAnthropic) -> No
     assert await client.beta.agents.retrieve(agent.id) == agent
 
 
-@pytest.mark.requirement("AGT-903")
+@pytest.mark.requirement("AGT-025", "AGT-026", "AGT-030", "AGT-033", "AGT-903")
 async def test_configs_are_echoed_resolved(client: AsyncAnthropic) -> None:
     toolset: Any = {
         **TOOLSET,
@@ -66,6 +66,7 @@ async def test_configs_are_echoed_resolved(client: AsyncAnthropic) -> None:
     assert shown["execution_identity"] == {"type": "aws_role", "role_arn": "arn:aws:iam::1:role/x"}
 
 
+@pytest.mark.requirement("AGT-022", "AGT-023", "AGT-035", "AGT-039", "AGT-041", "CNV-051", "CNV-052")
 async def test_an_update_is_a_new_version_only_if_something_changes(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(
         name="A", model={"id": "m", "effort": "low"}, system="s", metadata={"a": "1", "b": "2"}
@@ -85,6 +86,7 @@ async def test_an_update_is_a_new_version_only_if_something_changes(client: Asyn
     assert versions == [third, second, agent]
 
 
+@pytest.mark.requirement("AGT-027", "AGT-028")
 async def test_effort_sticks_to_its_model(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="A", model={"id": "m", "effort": "max", "speed": "fast"})
     kept = await client.beta.agents.update(agent.id, model="m")
@@ -93,6 +95,7 @@ async def test_effort_sticks_to_its_model(client: AsyncAnthropic) -> None:
     assert changed.model.to_dict()["effort"] == {"type": "high"}
 
 
+@pytest.mark.requirement("AGT-036", "CNV-036", "OBS-028")
 async def test_a_stale_version_is_refused_even_when_nothing_would_change(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
     await client.beta.agents.update(agent.id, name="B")
@@ -110,6 +113,7 @@ async def test_a_stale_version_is_refused_even_when_nothing_would_change(client:
     assert (await client.beta.agents.retrieve(agent.id)).version == 2
 
 
+@pytest.mark.requirement("AGT-037")
 async def test_updates_at_once_give_each_its_own_version(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
     seen: list[int] = []
@@ -123,6 +127,7 @@ async def test_updates_at_once_give_each_its_own_version(client: AsyncAnthropic)
     assert sorted(seen) == list(range(2, 10))
 
 
+@pytest.mark.requirement("AGT-044", "CNV-044", "OBS-030", "OBS-034")
 async def test_archiving_is_final_and_repeatable(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
     archived = await client.beta.agents.archive(agent.id)
@@ -135,6 +140,7 @@ async def test_archiving_is_final_and_repeatable(client: AsyncAnthropic) -> None
     assert [shown.id async for shown in client.beta.agents.list(include_archived=True)] == [agent.id]
 
 
+@pytest.mark.requirement("AGT-020", "AGT-021")
 async def test_lists_are_newest_first_and_page_without_gaps(client: AsyncAnthropic) -> None:
     made = [await client.beta.agents.create(name=f"A{index}", model="m") for index in range(5)]
     listed = [agent async for agent in client.beta.agents.list(limit=2)]
@@ -148,6 +154,7 @@ async def test_lists_are_newest_first_and_page_without_gaps(client: AsyncAnthrop
     assert {made[0].id, made[1].id} <= set(before)
 
 
+@pytest.mark.requirement("CNV-055")
 async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
     messages: set[str] = set()
@@ -167,6 +174,7 @@ async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: 
     assert await client.beta.agents.retrieve(agent.id) == agent
 
 
+@pytest.mark.requirement("OBS-029")
 async def test_an_unknown_version_is_named(client: AsyncAnthropic) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
     with pytest.raises(anthropic.NotFoundError, match=r"Agent version not found\."):
@@ -174,19 +182,10 @@ async def test_an_unknown_version_is_named(client: AsyncAnthropic) -> None:
 
 
 UNSERVED = [
-    ("tools.0.type", {"tools": [{"type": "custom", "name": "x", "description": "d", "input_schema": {}}]}),
     ("tools.0.type", {"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}),
     ("mcp_servers", {"mcp_servers": [{"type": "url", "name": "x", "url": "https://x"}]}),
     ("skills", {"skills": [{"type": "anthropic", "skill_id": "pdf"}]}),
     ("multiagent", {"multiagent": {"type": "coordinator", "agents": []}}),
-    (
-        "tools.0.default_config.permission_policy.type",
-        {"tools": [{**TOOLSET, "default_config": {"permission_policy": {"type": "always_ask"}}}]},
-    ),
-    (
-        "tools.0.configs.0.permission_policy.type",
-        {"tools": [{**TOOLSET, "configs": [{"name": "bash", "permission_policy": {"type": "auto"}}]}]},
-    ),
     ("tools.0.configs.0.name", {"tools": [{**TOOLSET, "configs": [{"name": "web_search"}]}]}),
     (
         "tools.0.configs.0.allowed_domains",
@@ -209,6 +208,70 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, pat
     assert [shown async for shown in client.beta.agents.list()] == [agent]
 
 
+CUSTOM: dict[str, Any] = {
+    "type": "custom",
+    "name": "weather",
+    "description": "The weather of a city.",
+    # The order of properties is part of what the model reads; keywords that nobody here knows are passed on.
+    "input_schema": {
+        "type": "object",
+        "properties": {"z": {"type": "string"}, "a": {"type": ["integer", "null"]}},
+        "required": ["z"],
+        "$comment": "of course",
+    },
+}
+
+
+async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: AsyncAnthropic) -> None:
+    toolset: dict[str, Any] = {
+        **TOOLSET,
+        "default_config": {"permission_policy": {"type": "always_ask"}},
+        "configs": [{"name": "bash", "permission_policy": {"type": "auto"}}, {"name": "read", "enabled": False}],
+    }
+    agent = await client.beta.agents.create(name="A", model="m", tools=[CUSTOM, toolset])  # pyright: ignore
+    custom, resolved = agent.tools
+    assert custom.to_dict() == CUSTOM
+    assert list(custom.to_dict()["input_schema"]["properties"]) == ["z", "a"]  # pyright: ignore
+    assert resolved.to_dict() == {
+        "type": "agent_toolset_20260401",
+        "default_config": {"enabled": True, "permission_policy": {"type": "always_ask"}},
+        "configs": [
+            {"type": "bash", "name": "bash", "enabled": True, "permission_policy": {"type": "auto"}},
+            {"type": "read", "name": "read", "enabled": False, "permission_policy": {"type": "always_ask"}},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("tools", "told"),
+    [
+        ([{**CUSTOM, "name": ""}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "a" * 129}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "a b"}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "weather\n"}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "mcp__x"}], "tools.0.name: names that begin with mcp__ or ant__ are reserved"),
+        ([{**CUSTOM, "name": "ant__x"}], "tools.0.name: names that begin with mcp__ or ant__ are reserved"),
+        ([{**CUSTOM, "name": "web_fetch"}], 'tools.0.name: "web_fetch" is the name of a built-in tool'),
+        ([CUSTOM, CUSTOM], 'tools.1.name: duplicate tool name "weather"'),
+        ([{**CUSTOM, "description": ""}], "tools.0.description: "),
+        ([{key: value for key, value in CUSTOM.items() if key != "description"}], "tools.0.description: "),
+        ([{**CUSTOM, "input_schema": {"type": "array"}}], "tools.0.input_schema.type: "),
+        ([{**CUSTOM, "input_schema": {"type": "object", "required": "z"}}], "tools.0.input_schema.required: "),
+        ([{**CUSTOM, "permission_policy": {"type": "auto"}}], "tools.0.permission_policy: "),
+        ([TOOLSET, *({**CUSTOM, "name": f"tool{n}"} for n in range(249))], "tools: at most 256 tools"),
+        (
+            [{**TOOLSET, "default_config": {"permission_policy": {"type": "never"}}}],
+            "tools.0.default_config.permission_policy.type",
+        ),
+    ],
+)
+async def test_custom_tools_that_cannot_be(client: AsyncAnthropic, tools: list[Any], told: str) -> None:
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await client.beta.agents.create(name="A", model="m", tools=tools)
+    assert refused.value.body["error"]["message"].startswith(told)  # pyright: ignore
+
+
+@pytest.mark.requirement("AGT-046", "SES-023")
 async def test_a_session_gets_the_effective_agent(client: AsyncAnthropic, served: Served) -> None:
     first = await client.beta.agents.create(name="A", model="m", system="old", tools=[TOOLSET])
     await client.beta.agents.update(first.id, system="new")

@@ -18,7 +18,7 @@ EMPTY = {"type": "packages", "apt": [], "cargo": [], "gem": [], "go": [], "npm":
 CLOUD = {"type": "cloud", "networking": {"type": "unrestricted"}, "packages": EMPTY}
 
 
-@pytest.mark.requirement("ENV-001")
+@pytest.mark.requirement("ENV-001", "ENV-020", "ENV-032")
 async def test_a_name_is_enough(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     shown = made.to_dict()
@@ -27,6 +27,7 @@ async def test_a_name_is_enough(client: AsyncAnthropic) -> None:
     assert await client.beta.environments.retrieve(made.id) == made
 
 
+@pytest.mark.requirement("ENV-022", "ENV-023", "ENV-024", "ENV-026")
 async def test_updates_merge(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(
         name="e",
@@ -42,6 +43,7 @@ async def test_updates_merge(client: AsyncAnthropic) -> None:
     assert cleared.description is None
 
 
+@pytest.mark.requirement("CNV-036", "ENV-021")
 async def test_a_taken_name_is_a_conflict_until_archived(client: AsyncAnthropic) -> None:
     first = await client.beta.environments.create(name="e")
     other = await client.beta.environments.create(name="f")
@@ -54,6 +56,7 @@ async def test_a_taken_name_is_a_conflict_until_archived(client: AsyncAnthropic)
     assert (await client.beta.environments.create(name="e")).id != first.id
 
 
+@pytest.mark.requirement("CNV-044", "ENV-027")
 async def test_archiving_is_final(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     archived = await client.beta.environments.archive(made.id)
@@ -66,6 +69,7 @@ async def test_archiving_is_final(client: AsyncAnthropic) -> None:
     assert [shown.id async for shown in client.beta.environments.list(include_archived=True)] == [made.id]
 
 
+@pytest.mark.requirement("CNV-053", "ENV-028")
 async def test_deleting(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     deleted = await client.beta.environments.delete(made.id)
@@ -75,6 +79,7 @@ async def test_deleting(client: AsyncAnthropic) -> None:
     assert missing.value.body["error"]["details"] == {"error_code": "environment_not_found"}  # pyright: ignore
 
 
+@pytest.mark.requirement("ENV-029")
 async def test_an_environment_in_use_is_not_deleted(client: AsyncAnthropic, served: Served) -> None:
     made = await client.beta.environments.create(name="e")
     async with served.services.db.transaction() as tx:
@@ -85,11 +90,13 @@ async def test_an_environment_in_use_is_not_deleted(client: AsyncAnthropic, serv
     assert await client.beta.environments.retrieve(made.id) == made
 
 
+@pytest.mark.requirement("ENV-031")
 async def test_lists_page_newest_first(client: AsyncAnthropic) -> None:
     made = [await client.beta.environments.create(name=f"e{index}") for index in range(5)]
     assert [shown async for shown in client.beta.environments.list(limit=2)] == made[::-1]
 
 
+@pytest.mark.requirement("CNV-055")
 async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     await stranger.beta.environments.create(name="e")
@@ -129,6 +136,7 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, pat
     assert [shown async for shown in client.beta.environments.list()] == [made]
 
 
+@pytest.mark.requirement("ENV-025")
 async def test_metadata_limits_have_their_own_code(client: AsyncAnthropic) -> None:
     too_many = {str(index): "x" for index in range(17)}
     for bad in (too_many, {"k" * 65: "x"}, {"k": "x" * 513}, {"": "x"}):
@@ -137,6 +145,7 @@ async def test_metadata_limits_have_their_own_code(client: AsyncAnthropic) -> No
         assert refused.value.body["error"]["details"] == {"error_code": "invalid_metadata"}  # pyright: ignore
 
 
+@pytest.mark.requirement("ENV-030")
 async def test_a_session_may_use_a_live_environment_of_its_workspace(client: AsyncAnthropic, served: Served) -> None:
     made = await client.beta.environments.create(name="e")
     mine, theirs = served.caller.workspace_id, served.stranger.workspace_id

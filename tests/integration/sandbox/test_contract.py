@@ -110,6 +110,7 @@ async def test_cancel_ends_a_running_call(bench: Bench, sandbox: Sandbox, name: 
         await sandbox.cancel("never", 1)
 
 
+@pytest.mark.requirement("ENV-037")
 async def test_stop_keeps_files_outcomes_and_the_epoch(bench: Bench, sandbox: Sandbox) -> None:
     kept = Call("kept", 3, "bash", {"command": "echo durable > f; cat f"}, 60)
     await sandbox.execute(kept)
@@ -138,6 +139,7 @@ async def _until_gone(sandbox: Sandbox, call: Call) -> None:
         await sandbox.execute(call)
 
 
+@pytest.mark.requirement("ENV-036")
 async def test_a_dead_sandbox_is_gone(bench: Bench) -> None:
     sandbox = await bench.backend().provision(bench.spec())
     await sandbox.destroy()
@@ -201,6 +203,7 @@ async def test_put_and_get(sandbox: Sandbox) -> None:
         assert await sandbox.listing("/mnt/session/outputs") == []
 
 
+@pytest.mark.requirement("ENV-034")
 @only(*ISOLATED)
 async def test_uploads_are_read_only_for_commands(sandbox: Sandbox) -> None:
     await sandbox.put("/mnt/session/uploads/a/b.txt", b"given", "root", 0o444)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from managed_agents.core import limits
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage
@@ -94,6 +96,7 @@ def test_a_message_sent_in_mid_turn_waits_for_the_results_and_then_steers() -> N
     assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=False)
 
 
+@pytest.mark.requirement("EVT-037")
 def test_a_tool_that_is_not_enabled_is_refused_and_said_so() -> None:
     events, start_id = opened()
     events += answered(start_id, bash(name="web_search"), stop="tool_use")
@@ -147,6 +150,7 @@ def test_after_an_interrupt_the_queued_message_starts_a_new_turn() -> None:
     assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=True)
 
 
+@pytest.mark.requirement("EVT-068")
 def test_a_rescheduled_session_waits_for_its_time_but_not_for_an_interrupt() -> None:
     events, start_id = opened()
     events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True))
@@ -169,6 +173,7 @@ def test_a_paused_response_is_continued() -> None:
     assert step_after(events) == RequestModel((), opens_period=False)
 
 
+@pytest.mark.requirement("EVT-047")
 def test_the_round_limit_stops_a_turn_and_a_new_message_starts_afresh() -> None:
     events, start_id = opened()
     for _ in range(limits.TOOL_ROUNDS_PER_TURN_MAX):
@@ -191,6 +196,7 @@ def test_flushed_messages_do_not_start_anything() -> None:
     assert step_after(events) == Rest()
 
 
+@pytest.mark.requirement("SES-040")
 def test_a_terminated_session_rests_whatever_waits() -> None:
     assert step_after(ev.terminated(THREAD, "a"), [MESSAGE]) == Rest()
 

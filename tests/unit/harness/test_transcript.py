@@ -3,6 +3,7 @@
 from typing import Any
 
 import orjson
+import pytest
 
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import NewEvent
@@ -25,6 +26,7 @@ def messages_of(events: list[NewEvent]) -> list[dict[str, Any]]:
     return transcript.for_request()
 
 
+@pytest.mark.requirement("EVT-038")
 def test_results_stand_in_the_order_of_their_calls_and_before_what_the_user_said_meanwhile() -> None:
     events = [queued("user.message", "sevt_1", "go").taken_up()]
     thinking = {"type": "thinking", "thinking": "", "signature": "c2ln"}
@@ -42,6 +44,7 @@ def test_results_stand_in_the_order_of_their_calls_and_before_what_the_user_said
     assert kinds == [("tool_result", "toolu_1"), ("tool_result", "toolu_2"), ("text", None)]
 
 
+@pytest.mark.requirement("EVT-046")
 def test_flushed_and_failed_things_are_not_told_to_the_model() -> None:
     events = [
         queued("user.message", "sevt_1", "never seen").taken_up(for_model=False),
@@ -86,6 +89,7 @@ def test_only_enabled_tools_are_offered_and_the_outputs_directory_is_named_with_
     assert "tools" not in plain
 
 
+@pytest.mark.requirement("AGT-047")
 def test_effort_speed_and_geo_are_passed_on_where_the_model_takes_them() -> None:
     fast = {"id": "m", "effort": {"type": "max"}, "speed": "fast", "inference_geo": "us"}
     request = build_request({**AGENT, "model": fast}, Transcript(), max_tokens=10, takes_effort=True, uploads=())

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from managed_agents.resources.services import services
 from managed_agents.resources.sessions import resources_service as resources
 from managed_agents.resources.sessions import threads_service as threads
+from managed_agents.resources.sessions.access import SessionDeveloper, SessionViewer
 from managed_agents.resources.sessions.schemas import (
     CreateSession,
     ListEvents,
@@ -47,7 +48,7 @@ async def list_(request: Request, actor: Viewer, wanted: ListSessions) -> Respon
 
 @router.get("/{session_id}")
 @operation(SESSION)
-async def retrieve(request: Request, session_id: str, actor: Viewer) -> Response:
+async def retrieve(request: Request, session_id: str, actor: SessionViewer) -> Response:
     return Json(await services(request).sessions.retrieve(actor.workspace_id, session_id))
 
 
@@ -71,21 +72,21 @@ async def archive(request: Request, session_id: str, actor: Developer) -> Respon
 
 @router.post("/{session_id}/events")
 @operation(Answer("sessions.BetaManagedAgentsSendSessionEvents"))
-async def send(request: Request, session_id: str, actor: Developer, command: SendEvents) -> Response:
+async def send(request: Request, session_id: str, actor: SessionDeveloper, command: SendEvents) -> Response:
     answer = await services(request).events.send(actor.workspace_id, session_id, command)
     return Response(answer, media_type="application/json")
 
 
 @router.get("/{session_id}/events")
 @operation(Answer("sessions.BetaManagedAgentsSessionEvent", Shape.PAGE))
-async def list_events(request: Request, session_id: str, actor: Viewer, wanted: ListEvents) -> Response:
+async def list_events(request: Request, session_id: str, actor: SessionViewer, wanted: ListEvents) -> Response:
     answer = await services(request).events.page(actor.workspace_id, session_id, wanted)
     return Response(answer, media_type="application/json")
 
 
 @router.get("/{session_id}/events/stream")
 @operation(Answer("sessions.BetaManagedAgentsStreamSessionEvents", Shape.STREAM))
-async def stream_events(request: Request, session_id: str, actor: Viewer, wanted: StreamEvents) -> Response:
+async def stream_events(request: Request, session_id: str, actor: SessionViewer, wanted: StreamEvents) -> Response:
     frames = await services(request).events.stream(actor.workspace_id, session_id, wanted)
     return EventStream(frames)
 
