@@ -294,7 +294,7 @@ def _header_parameters(rule: auth.Beta, *, changing: bool) -> list[Json]:
             "in": "header",
             "required": False,
             "schema": {"type": "string"},
-            "description": "The workspace of the key, or with an organization administrator's key any of its workspaces: the one to act in.",
+            "description": "The workspace of the key; with a key of the organization's administrator any of its workspaces.",
         },
     ]
     if changing:

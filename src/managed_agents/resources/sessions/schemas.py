@@ -19,10 +19,10 @@ from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 IMAGE_BYTES_MAX = 5 * 1024 * 1024
 PDF_BYTES_MAX = 20 * 1024 * 1024
 URL_CHARS_MAX = 2048
-TOKEN_CHARS_MAX = 4096  # assumed
 DOCUMENT_TITLE_CHARS_MAX = 500
 DENY_MESSAGE_CHARS_MAX = 10_000  # assumed: the hosted limit is undocumented
 SYSTEM_BLOCKS_MAX = 1000  # spec: text blocks of a system.message
+TOKEN_CHARS_MAX = 4096  # assumed
 TITLE_CHARS_MAX = 500  # assumed: the hosted limit is undocumented
 
 _MAGIC = {
