@@ -61,7 +61,7 @@ async def stranger(server: Stack) -> Caller:
 
 @contextmanager
 def statements(server: Stack) -> Iterator[list[str]]:
-    """The SQL that the API runs while the block runs, less what is about the asker: its key (cached for a while), its workspace."""
+    """The SQL that the API runs meanwhile, less what is about the asker: its key (cached for a while), its workspace."""
     seen: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -104,6 +104,7 @@ async def asked(server: Stack, route: str, filled: dict[str, str], **headers: st
     return answer.json()["error"], seen
 
 
+@pytest.mark.requirement("CNV-080")
 @pytest.mark.parametrize("route", ROUTES)
 async def test_ids_of_another_workspace_are_ids_of_nothing(
     server: Stack, foreign: dict[str, str], stranger: Caller, route: str
@@ -119,6 +120,7 @@ async def test_ids_of_another_workspace_are_ids_of_nothing(
     assert len(found_by) == 1
 
 
+@pytest.mark.requirement("CNV-080")
 @pytest.mark.parametrize("route", [route for route in ROUTES if "/sessions/{" in route and route.count("{") > 1])
 async def test_ids_of_another_workspace_below_an_own_object(
     server: Stack, foreign: dict[str, str], stranger: Caller, route: str
@@ -143,6 +145,7 @@ async def test_ids_of_another_workspace_below_an_own_object(
     assert error == said[0][0]
 
 
+@pytest.mark.requirement("CNV-080")
 async def test_nothing_was_touched(server: Stack, foreign: dict[str, str], stranger: Caller) -> None:
     before = {name: (await server.raw("GET", path)).json() for name, path in _reads(foreign).items()}
     for route in ROUTES:

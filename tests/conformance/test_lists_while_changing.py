@@ -29,6 +29,7 @@ async def walked(server: Stack, path: str, between: Callable[[], Awaitable[Any]]
                 group.start_soon(between)
 
 
+@pytest.mark.requirement("CNV-082")
 async def test_newest_first(server: Stack) -> None:
     agents = [(await server.agent()).id for _ in range(5)]
     seen = await walked(server, "/v1/agents?limit=2", server.agent)
@@ -47,6 +48,7 @@ async def test_newest_first(server: Stack) -> None:
     assert [each for each in seen if each in environments] == environments[::-1]
 
 
+@pytest.mark.requirement("CNV-082")
 @pytest.mark.parametrize("order", ["desc", "asc"])
 async def test_sessions(server: Stack, order: str) -> None:
     agent = await server.agent()
@@ -68,6 +70,7 @@ async def test_sessions(server: Stack, order: str) -> None:
     assert [each for each in seen if each in made] == (made if order == "asc" else made[::-1])
 
 
+@pytest.mark.requirement("CNV-082")
 async def test_versions_newest_first(server: Stack) -> None:
     agent = await server.agent()
     numbers = iter(range(1000))
@@ -88,6 +91,7 @@ async def test_versions_newest_first(server: Stack) -> None:
     assert seen == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.requirement("CNV-082")
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_what_waits_is_on_one_page_also_when_it_is_taken_up(server: Stack, held: Gate, order: str) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
