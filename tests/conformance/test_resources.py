@@ -52,7 +52,7 @@ async def test_a_list_stays_in_order_while_resources_are_added(server: Stack) ->
     assert [r.id for r in (await server.client.beta.sessions.retrieve(session.id)).resources][-1] == added.id
 
 
-@pytest.mark.requirement("SES-063")
+@pytest.mark.requirement("SES-063", "SES-064")
 async def test_files_come_and_go_between_turns(server: Stack) -> None:
     one, two = await server.upload(b"one"), await server.upload(b"two")
     look = [tool_use("bash", command=SHOW)]
@@ -93,7 +93,7 @@ async def test_a_file_added_while_it_runs_is_there_for_the_next_call(server: Sta
     assert watch.types.count("session.status_idle") == 1
 
 
-@pytest.mark.requirement("SES-064", "SES-901", "SES-904")
+@pytest.mark.requirement("SES-065")
 async def test_what_cannot_be_added(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id, "mount_path": "/a/b"}])
@@ -118,7 +118,7 @@ async def test_what_cannot_be_added(server: Stack) -> None:
     assert copy.id == session.resources[0].file_id
 
 
-@pytest.mark.requirement("SES-044", "SES-062")
+@pytest.mark.requirement("SES-062")
 async def test_at_most_five_hundred(server: Stack) -> None:
     file = await server.upload()
     wanted: list[Any] = [{"type": "file", "file_id": file.id, "mount_path": f"/{n}"} for n in range(500)]
@@ -132,7 +132,7 @@ async def test_at_most_five_hundred(server: Stack) -> None:
         await server.refused("GET", f"{path}?{bad}")
 
 
-@pytest.mark.requirement("SES-065")
+@pytest.mark.requirement("SES-066")
 async def test_only_repositories_have_a_token(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id}])
@@ -145,7 +145,7 @@ async def test_only_repositories_have_a_token(server: Stack) -> None:
         await server.refused("POST", path, json=body)
 
 
-@pytest.mark.requirement("SES-066")
+@pytest.mark.requirement("SES-067")
 async def test_an_archived_session_keeps_its_resources(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id}])
@@ -157,7 +157,7 @@ async def test_an_archived_session_keeps_its_resources(server: Stack) -> None:
     assert (await server.client.beta.sessions.resources.retrieve(resource.id, session_id=session.id)).id == resource.id
 
 
-@pytest.mark.requirement("SES-067")
+@pytest.mark.requirement("SES-068")
 async def test_resources_that_are_not_there(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id}])

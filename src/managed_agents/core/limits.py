@@ -34,6 +34,10 @@ SUBSCRIBER_BUFFER_EVENTS_MAX = 1000
 STREAM_HEARTBEAT_SECONDS = 10.0  # observed: proxies cut streams after about 16 s of silence
 POLL_SECONDS = 1.0
 
+# Crashes
+CRASHES_MAX = 5  # of a session in a row, without progress between; then its turn is given up
+CRASH_DELAY_SECONDS_MAX = 60.0
+
 # The database
 DATABASE_CONNECT_SECONDS = 10.0
 DATABASE_STATEMENT_SECONDS = 30.0
@@ -46,7 +50,10 @@ MODEL_REQUEST_SECONDS = 1800.0
 MODEL_TRIES_MAX = 5
 MODEL_BACKOFF_FIRST_SECONDS = 1.0
 MODEL_BACKOFF_MAX_SECONDS = 60.0
+MODEL_RETRY_AFTER_MAX_SECONDS = 900.0  # the longest wait that an endpoint may ask for
 TOOL_ROUNDS_PER_TURN_MAX = 300
+CONTINUATIONS_IN_A_ROW_MAX = 4  # of responses cut off at their output limit
+COMPACTIONS_IN_A_ROW_MAX = 3
 
 # Tools
 TOOL_CALL_SECONDS_DEFAULT = 120.0  # SDK reference runner

@@ -75,7 +75,7 @@ async def histories(db: Database) -> Histories:
     return await made(db, SHORT, LONG)
 
 
-@pytest.mark.requirement("EVT-090")
+@pytest.mark.requirement("EVT-100")
 async def test_a_page_costs_the_same_everywhere(histories: Histories) -> None:
     _, least = await histories.page(SHORT)
     for order, after in (("asc", None), ("asc", LONG // 2), ("asc", LONG - LIMIT), ("desc", None), ("desc", LIMIT + 1)):
@@ -85,7 +85,7 @@ async def test_a_page_costs_the_same_everywhere(histories: Histories) -> None:
         assert touched <= RATIO_MAX * least + 3, (order, after, touched, least)
 
 
-@pytest.mark.requirement("EVT-090")
+@pytest.mark.requirement("EVT-100")
 async def test_rare_types_do_not_make_it_read_the_others(histories: Histories) -> None:
     seqs, touched = await histories.page(LONG, types=["session.error"])
     assert seqs == list(range(1000, LONG + 1, 1000))
@@ -98,7 +98,7 @@ async def test_rare_types_do_not_make_it_read_the_others(histories: Histories) -
     assert (await histories.page(LONG, types=["session.status_idle"]))[0] == []
 
 
-@pytest.mark.requirement("EVT-090")
+@pytest.mark.requirement("EVT-100")
 async def test_instants_are_found_without_reading_up_to_them(histories: Histories) -> None:
     at = START + timedelta(milliseconds=LONG - 50)
     seqs, touched = await histories.page(LONG, gte=at)
