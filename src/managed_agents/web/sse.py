@@ -5,24 +5,30 @@ client goes away, when its key is revoked, or when the client has not read for t
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from managed_agents.core import limits
 from managed_agents.core.errors import AuthenticationFailed
+from managed_agents.web import intake
 from managed_agents.web.errors import envelope
 from managed_agents.web.state import edge_services
-
-SEND_SECONDS_MAX = 60.0  # a reader that takes nothing for so long is cut off and reconnects
 
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # no buffering proxy may sit on it
 }
+
+
+@asynccontextmanager
+async def _counted(scope: Scope) -> AsyncGenerator[None]:
+    with intake.counted_stream(scope):
+        yield
 
 
 class EventStream(Response):
@@ -36,7 +42,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         last = b""
-        async with aclosing(self._frames), anyio.create_task_group() as group:
+        async with aclosing(self._frames), _counted(scope), anyio.create_task_group() as group:
             reading = anyio.CancelScope()
 
             async def watch() -> None:
@@ -57,14 +63,14 @@ class EventStream(Response):
             with reading:
                 taken = await self._send_frames(send)
             if taken:
-                with anyio.move_on_after(SEND_SECONDS_MAX):
+                with anyio.move_on_after(limits.SEND_STALL_SECONDS):
                     await send({"type": "http.response.body", "body": last, "more_body": False})
             group.cancel_scope.cancel()
 
     async def _send_frames(self, send: Send) -> bool:
         """Return whether the client took all of them."""
         async for chunk in self._frames:
-            with anyio.move_on_after(SEND_SECONDS_MAX) as slow:
+            with anyio.move_on_after(limits.SEND_STALL_SECONDS) as slow:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             if slow.cancelled_caught:
                 return False
