@@ -34,6 +34,7 @@ async def create(raw: httpx.AsyncClient, served: Served, key: str, body: Any = A
     return await raw.post("/v1/agents", headers=served.headers(idempotency_key=key, **more), json=body)
 
 
+@pytest.mark.requirement("CNV-068")
 async def test_the_same_request_is_done_once_and_answered_alike(served: Served, raw: httpx.AsyncClient) -> None:
     first = await create(raw, served, "k")
     again = await create(raw, served, "k")
@@ -46,6 +47,7 @@ async def test_the_same_request_is_done_once_and_answered_alike(served: Served, 
     assert await agents(raw, served) == 1
 
 
+@pytest.mark.requirement("CNV-070")
 async def test_without_the_header_nothing_is_kept(served: Served, raw: httpx.AsyncClient, db: Database) -> None:
     for _ in range(2):
         await raw.post("/v1/agents", headers=served.headers(), json=AGENT)
@@ -59,6 +61,7 @@ async def test_the_order_of_fields_and_white_space_are_not_another_body(served: 
     assert again.content == first.content
 
 
+@pytest.mark.requirement("CNV-069")
 async def test_another_request_under_the_key_is_a_conflict(served: Served, raw: httpx.AsyncClient) -> None:
     made = (await create(raw, served, "k")).json()
     headers = served.headers(idempotency_key="k")
