@@ -3,11 +3,13 @@
 from typing import Any
 
 import anthropic
+import anyio
 import pytest
+from anthropic import beta_async_tool
 
 from managed_agents.harness.loop import INTERRUPTED
 from managed_agents.scripted_model import broken_tool_use, text, tool_use
-from tests.support.stack import Gate, Stack, Watch, message
+from tests.support.stack import WAIT_SECONDS, Gate, Stack, Watch, message
 
 pytestmark = pytest.mark.anyio
 
@@ -240,4 +242,32 @@ async def test_a_system_message_may_accompany_a_result(server: Stack) -> None:
     *_, user, system = server.requests(session)[-1].messages
     assert (user["role"], [block["type"] for block in user["content"]]) == ("user", ["tool_result"])
     assert system == {"role": "system", "content": [{"type": "text", "text": "Answer in French."}]}
+    await same_as_history(server, session, watch)
+
+
+@pytest.mark.requirement("EVT-093")
+async def test_the_sdks_own_runner_answers_the_calls(server: Stack) -> None:
+    asked: list[str] = []
+
+    @beta_async_tool
+    async def weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: its name
+        """
+        asked.append(city)
+        return f"sunny in {city}"
+
+    calls = [tool_use("weather", city="Bonn"), tool_use("weather", city="Ulm")]
+    session = await server.session([calls, "Sunny."], tools=WEATHER)
+    runner = server.client.beta.sessions.events.tool_runner(session.id, tools=[weather], max_idle=0.2)
+    async with server.watching(session) as watch:
+        await server.say(session, "how is the weather?")
+        with anyio.fail_after(WAIT_SECONDS):
+            answered = [call async for call in runner]
+        await watch.until(lambda event: event.type == "session.status_idle" and event.stop_reason.type == "end_turn")
+    assert sorted(asked) == ["Bonn", "Ulm"]
+    assert len(answered) == 2
+    assert [answer.text for answer in server.requests(session)[-1].tool_results] == ["sunny in Bonn", "sunny in Ulm"]
     await same_as_history(server, session, watch)

@@ -33,7 +33,8 @@ NOT_SERVED: dict[str, dict[str, Any]] = {
     "environments.work.stop": {"work_id": "work_01x", "environment_id": "env_01x"},
     "environments.work.update": {"work_id": "work_01x", "environment_id": "env_01x", "metadata": {}},
 }
-# Programs of the asynchronous client around methods that are listed: work of self-hosted environments, custom tools.
+# Programs of the asynchronous client around methods that are listed: work of self-hosted environments, and the runner of
+# custom tools, which test_custom_tools.py uses.
 PROGRAMS = {"environments.work.poller", "environments.work.worker", "sessions.events.tool_runner"}
 
 

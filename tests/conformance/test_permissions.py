@@ -185,7 +185,7 @@ async def test_several_answers_in_one_request(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
-@pytest.mark.requirement("EVT-075", "EVT-076", "EVT-077", "EVT-078", "EVT-079", "OBS-052")
+@pytest.mark.requirement("EVT-075", "EVT-076", "EVT-077", "EVT-078", "EVT-079", "OBS-052", "EVT-918")
 async def test_what_is_refused_while_answers_are_awaited(server: Stack) -> None:
     calls = [tool_use("bash", command="echo one"), tool_use("glob", pattern="*")]
     session = await server.session([calls, "done", "more"], tools=ASKING)
@@ -302,7 +302,7 @@ def judged(answer: Any, calls: list[Any]) -> Callable[[Request], Any]:
     return reply
 
 
-@pytest.mark.requirement("EVT-089", "EVT-090")
+@pytest.mark.requirement("EVT-089", "EVT-090", "EVT-919")
 async def test_auto_allows_what_the_judge_finds_safe_and_its_cost_counts(server: Stack) -> None:
     session = await server.session(judged("Harmless.\nALLOW", [tool_use("bash", command="echo safe")]), tools=AUTO)
     watch = await server.turn(session, "please echo something")

@@ -44,6 +44,10 @@ SUBSCRIBER_BUFFER_EVENTS_MAX = 1000
 STREAM_HEARTBEAT_SECONDS = 10.0  # observed: proxies cut streams after about 16 s of silence
 POLL_SECONDS = 1.0
 
+# Crashes
+CRASHES_MAX = 5  # of a session in a row, without progress between; then its turn is given up
+CRASH_DELAY_SECONDS_MAX = 60.0
+
 # The database
 DATABASE_CONNECT_SECONDS = 10.0
 DATABASE_STATEMENT_SECONDS = 30.0

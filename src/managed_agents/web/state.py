@@ -30,6 +30,10 @@ class KeyLookup(Protocol):
         """
         ...
 
+    async def lost(self, actor: Actor) -> None:
+        """Return when `actor` may not go on: its key was revoked or has ended, or its workspace is closed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
