@@ -34,7 +34,7 @@ async def create(raw: httpx.AsyncClient, served: Served, key: str, body: Any = A
     return await raw.post("/v1/agents", headers=served.headers(idempotency_key=key, **more), json=body)
 
 
-@pytest.mark.requirement("CNV-068")
+@pytest.mark.requirement("CNV-068", "CNV-901")
 async def test_the_same_request_is_done_once_and_answered_alike(served: Served, raw: httpx.AsyncClient) -> None:
     first = await create(raw, served, "k")
     again = await create(raw, served, "k")
