@@ -10,7 +10,7 @@ from asyncio import TimerHandle
 from collections.abc import Callable
 from http.client import responses
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from managed_agents.core import limits
 from managed_agents.core.errors import ApiError, InvalidRequest
@@ -129,8 +129,8 @@ class Connection(HttpToolsProtocol):
         """Answer outside of the application, and close. Where another answer has begun, or is due, there is only the closing."""
         self._refused = True
         self._expect(None)
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
             self.transport.write(_answer(error))
         elif cycle.more_body and not cycle.response_started:
             cycle.disconnected = True  # it is this request that broke: the application's answer would follow ours
