@@ -146,6 +146,7 @@ async def run(server: Stack, called: str, examples: int) -> None:
         await anyio.to_thread.run_sync(functools.partial(explored, server, operation, replaced, mode, examples))
 
 
+@pytest.mark.requirement("CNV-084")
 @pytest.mark.parametrize("called", CALLED)
 async def test_no_answer_contradicts_the_document(server: Stack, called: str) -> None:
     await run(server, called, EXAMPLES)
@@ -156,3 +157,25 @@ async def test_no_answer_contradicts_the_document(server: Stack, called: str) ->
 @pytest.mark.parametrize("called", CALLED)
 async def test_no_answer_contradicts_the_document_for_long(server: Stack, called: str) -> None:
     await run(server, called, EXAMPLES_FULL)
+
+
+async def test_streamed_events_are_as_the_document_says(server: Stack) -> None:
+    session = await server.session(["hello"])
+    answers = DOCUMENT["paths"]["/v1/sessions/{session_id}/events/stream"]["get"]["responses"]
+    schema = answers["200"]["content"]["text/event-stream"]["x-event-schema"]
+    validator = Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+    seen: list[str] = []
+    path = f"/v1/sessions/{session.id}/events/stream"
+    async with server.http.stream("GET", path, headers=server.headers()) as stream:
+        await server.say(session, "hello")
+        with anyio.fail_after(CALL_SECONDS_MAX):
+            async for line in stream.aiter_lines():
+                event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {"type": "ping"}
+                if event["type"] == "ping":
+                    continue
+                validator.validate(event)
+                seen.append(event["type"])
+                if event["type"] == "session.status_idle":
+                    break
+    assert len(seen) > 8
+    assert not validator.is_valid({"type": "user.message", "id": 7})

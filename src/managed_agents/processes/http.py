@@ -126,10 +126,15 @@ class Connection(HttpToolsProtocol):
             self._write_timer = None
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer outside of the application, and close. In the middle of another answer there is only the closing."""
+        """Answer outside of the application, and close. Where another answer has begun, or is due, there is only the closing."""
         self._refused = True
         self._expect(None)
-        if self.cycle is None or self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
+            self.transport.write(_answer(error))
+        elif cycle.more_body and not cycle.response_started:
+            cycle.disconnected = True  # it is this request that broke: the application's answer would follow ours
+            cycle.message_event.set()
             self.transport.write(_answer(error))
         self.transport.close()
 

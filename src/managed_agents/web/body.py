@@ -9,7 +9,7 @@ import math
 from typing import Any, TypeVar, cast
 
 import orjson
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from managed_agents.core import limits
@@ -23,7 +23,6 @@ INT_MAX = 2**63 - 1
 
 
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
 
 
 def validated(document: Any, adapter: TypeAdapter[T]) -> T:
@@ -32,14 +31,6 @@ def validated(document: Any, adapter: TypeAdapter[T]) -> T:
         return adapter.validate_python(document)
     except ValidationError as error:
         raise from_validation(error, document, root="body") from error
-
-
-async def parse(request: Request, model: type[M]) -> M:
-    """Read the body and validate it as `model`.
-
-    Raises `InvalidRequest` naming the offending field, `TooLarge` above 32 MB.
-    """
-    return validated(await read_json(request), TypeAdapter(model))
 
 
 async def none(request: Request) -> None:
