@@ -33,7 +33,7 @@ from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.core.settings import Settings
 from managed_agents.db import databases
 from managed_agents.db.engine import Database
-from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
@@ -433,7 +433,7 @@ async def _running(
                     await hub.refresh_all()
                     heard.set()
 
-                group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, connected)
+                group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: services.keys.forget}, connected)
                 previewed = anyio.Event()
 
                 async def previews_heard() -> None:

@@ -23,6 +23,7 @@ from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
+from managed_agents.harness import lease
 from managed_agents.harness.brain import STANDARD, Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
@@ -51,7 +52,6 @@ ANSWERS_LOGGED = faults.register("turn.answers_logged", "the client's decisions 
 TURN_CLOSED = faults.register("turn.closed", "interrupt and idle in the log, the next turn not begun")
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
-CRASHES_MAX = 5
 CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 _HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
@@ -122,7 +122,7 @@ class SessionRunner:
             group.start_soon(self._context.load, self._parts.db)
             group.start_soon(self._learn)
         faults.reach(TURN_LOADED)
-        if self.claim.crashes >= CRASHES_MAX:
+        if self.claim.crashes >= limits.CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
         if self.claim.harness not in (None, *self._parts.harnesses):
@@ -143,7 +143,10 @@ class SessionRunner:
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
-        match step := self._decide():
+        step = self._decide()
+        if isinstance(step, (steps.RequestModel, steps.Compact, steps.TakeAnswers)) and step.opens_period:
+            await self._reload_agent()
+        match step:
             case steps.CloseSpan(start_id):
                 await self._log([self._failed_span(start_id, CUT)])
             case steps.Interrupt():
@@ -167,6 +170,15 @@ class SessionRunner:
             case steps.Rest():
                 return await self._rest([], Rest())
         return False
+
+    async def _reload_agent(self) -> None:
+        """While the session was idle its tools may have been updated; they count from this turn on."""
+        async with self._parts.db.autocommit() as tx:
+            agent = await lease.current_agent(tx, self.claim.session_id)
+        if agent != self._agent:
+            self._agent = agent
+            self._offers_tools = bool(definitions.offered(agent["tools"]))
+            await self._learn()
 
     def _decide(self) -> steps.Step:
         context = self._context

@@ -95,6 +95,10 @@ def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = Non
     made: Json = {"model": model["id"], "max_tokens": min(max_tokens or rules.max_tokens, rules.max_tokens)}
     if tools:
         made["tools"] = tools
+    elif with_tools and (called := _called(messages)):
+        # The session lost its tools; the API wants those named that the conversation calls.
+        made["tools"] = [{"name": name, "input_schema": {"type": "object"}} for name in called]
+        made["tool_choice"] = {"type": "none"}
     if system := system_prompt(agent, brief.uploads):
         # Marked, so that sessions of one agent share it.
         made["system"] = [{"type": "text", "text": system, "cache_control": CACHED}]
@@ -113,6 +117,12 @@ def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = Non
     if (geo := model.get("inference_geo")) is not None:
         made["inference_geo"] = geo
     return made
+
+
+def _called(messages: Sequence[Json]) -> list[str]:
+    """Names of the tools that the conversation has calls of."""
+    turns = (message["content"] for message in messages if message["role"] == "assistant")
+    return sorted({block["name"] for content in turns for block in content if block["type"] == "tool_use"})
 
 
 def _nearest(effort: str, supported: Sequence[str]) -> str:

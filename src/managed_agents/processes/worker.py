@@ -127,7 +127,7 @@ async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator
     # The web framework costs half a second and 20 MB: only a worker that serves loads it.
     from managed_agents.api.health import operations_app
 
-    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port):
+    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port, connections_max=settings.connections):
         yield
 
 
