@@ -1,12 +1,14 @@
 """An environment key serves the sessions of its environment, and does nothing else."""
 
+import anthropic
+import anyio
 import httpx
 import pytest
 
 from managed_agents.api.app import ROUTERS
 from managed_agents.resources.keys import service as keys
 from tests.support.server import HMAC_KEY, Caller, sdk
-from tests.support.stack import Stack, message
+from tests.support.stack import WAIT_SECONDS, Stack, message
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +122,18 @@ async def test_environment_keys_over_the_api(server: Stack) -> None:
         "POST", f"/v1/environments/{archived_one.id}/keys", status=400, headers=headers, json={"name": "x"}
     )
     assert "archived" in said
+
+
+@pytest.mark.requirement("ORG-004")
+async def test_a_revoked_key_ends_its_streams_too(server: Stack) -> None:
+    session = await server.session()
+    made = await keys.create(server.db, HMAC_KEY, workspace_id=server.caller.workspace_id, name="watcher")
+    caller = Caller(server.caller.workspace_id, made.secret.get_secret_value())
+    async with sdk(server.base_url, caller) as watcher, server.watching(session) as unharmed:
+        async with await watcher.beta.sessions.events.stream(session.id) as stream:
+            await keys.revoke(server.db, made.key.id)
+            with anyio.fail_after(WAIT_SECONDS), pytest.raises(anthropic.APIStatusError, match="Authentication failed"):
+                assert [event async for event in stream] == []
+        with pytest.raises(anthropic.AuthenticationError):
+            await watcher.beta.sessions.retrieve(session.id)
+        assert not unharmed.ended

@@ -89,6 +89,7 @@ async def asked(server: Stack, route: str, filled: dict[str, str], **headers: st
     return answer.json()["error"], seen
 
 
+@pytest.mark.requirement("CNV-067")
 @pytest.mark.parametrize("route", ROUTES)
 async def test_ids_of_another_workspace_are_ids_of_nothing(server: Stack, foreign: dict[str, str], route: str) -> None:
     stranger = {"x_api_key": server.other.secret}
@@ -103,6 +104,7 @@ async def test_ids_of_another_workspace_are_ids_of_nothing(server: Stack, foreig
     assert len(found_by) == 1
 
 
+@pytest.mark.requirement("CNV-067")
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.count("{") > 1])
 async def test_ids_of_another_workspace_below_an_own_object(server: Stack, foreign: dict[str, str], route: str) -> None:
     """Also in an own session, and there also for the objects of another own session."""
@@ -125,6 +127,7 @@ async def test_ids_of_another_workspace_below_an_own_object(server: Stack, forei
     assert error == said[0][0]
 
 
+@pytest.mark.requirement("CNV-067")
 async def test_nothing_was_touched(server: Stack, foreign: dict[str, str]) -> None:
     before = {name: (await server.raw("GET", path)).json() for name, path in _reads(foreign).items()}
     for route in ROUTES:

@@ -90,6 +90,7 @@ AGENT_STEPS = st.lists(
 )
 
 
+@pytest.mark.requirement("AGT-053")
 @RULES
 @given(before=st.integers(0, 2), steps=AGENT_STEPS)
 async def test_two_clients_update_one_agent(server: Stack, before: int, steps: list[tuple[str, str]]) -> None:
@@ -161,6 +162,7 @@ def calls(server: Stack, session_id: str, file_id: str, step: str, number: int) 
     return lambda: server.raw(method, path + below, **options)
 
 
+@pytest.mark.requirement("SES-079")
 @RULES
 @given(working=st.booleans(), steps=SESSION_STEPS)
 async def test_clients_meet_at_one_session(server: Stack, working: bool, steps: list[str]) -> None:

@@ -80,7 +80,7 @@ async def test_a_foreign_cursor_shows_nothing_foreign(server: Stack) -> None:
     assert answer.json()["data"] == []
 
 
-@pytest.mark.requirement("CNV-028", "CNV-033", "OBS-021")
+@pytest.mark.requirement("CNV-028", "CNV-033", "CNV-066", "OBS-021")
 @pytest.mark.parametrize(
     ("method", "path"),
     [

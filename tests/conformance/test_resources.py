@@ -19,6 +19,7 @@ def shown(watch: Any) -> list[str]:
     return [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"]
 
 
+@pytest.mark.requirement("SES-062")
 async def test_what_was_given_at_creation_is_listed_in_order(server: Stack) -> None:
     file = await server.upload(b"abc")
     wanted: list[Any] = [{"type": "file", "file_id": file.id, "mount_path": f"/{n}.txt"} for n in range(12)]
@@ -37,6 +38,7 @@ async def test_what_was_given_at_creation_is_listed_in_order(server: Stack) -> N
     assert whole["next_page"] is None
 
 
+@pytest.mark.requirement("SES-062")
 async def test_a_list_stays_in_order_while_resources_are_added(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id, "mount_path": f"/{n}"} for n in range(3)])
@@ -50,6 +52,7 @@ async def test_a_list_stays_in_order_while_resources_are_added(server: Stack) ->
     assert [r.id for r in (await server.client.beta.sessions.retrieve(session.id)).resources][-1] == added.id
 
 
+@pytest.mark.requirement("SES-063", "SES-064")
 async def test_files_come_and_go_between_turns(server: Stack) -> None:
     one, two = await server.upload(b"one"), await server.upload(b"two")
     look = [tool_use("bash", command=SHOW)]
@@ -75,6 +78,7 @@ async def test_files_come_and_go_between_turns(server: Stack) -> None:
     assert (await server.client.beta.files.retrieve_metadata(one.id)).id == one.id
 
 
+@pytest.mark.requirement("SES-063")
 async def test_a_file_added_while_it_runs_is_there_for_the_next_call(server: Stack, held: Gate) -> None:
     file = await server.upload(b"late")
     calls = [[tool_use("bash", command=held.command)], [tool_use("bash", command=SHOW)], "done"]
@@ -89,6 +93,7 @@ async def test_a_file_added_while_it_runs_is_there_for_the_next_call(server: Sta
     assert watch.types.count("session.status_idle") == 1
 
 
+@pytest.mark.requirement("SES-065")
 async def test_what_cannot_be_added(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id, "mount_path": "/a/b"}])
@@ -113,6 +118,7 @@ async def test_what_cannot_be_added(server: Stack) -> None:
     assert copy.id == session.resources[0].file_id
 
 
+@pytest.mark.requirement("SES-062")
 async def test_at_most_five_hundred(server: Stack) -> None:
     file = await server.upload()
     wanted: list[Any] = [{"type": "file", "file_id": file.id, "mount_path": f"/{n}"} for n in range(500)]
@@ -126,6 +132,7 @@ async def test_at_most_five_hundred(server: Stack) -> None:
         await server.refused("GET", f"{path}?{bad}")
 
 
+@pytest.mark.requirement("SES-066")
 async def test_only_repositories_have_a_token(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id}])
@@ -138,6 +145,7 @@ async def test_only_repositories_have_a_token(server: Stack) -> None:
         await server.refused("POST", path, json=body)
 
 
+@pytest.mark.requirement("SES-067")
 async def test_an_archived_session_keeps_its_resources(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id}])
@@ -149,6 +157,7 @@ async def test_an_archived_session_keeps_its_resources(server: Stack) -> None:
     assert (await server.client.beta.sessions.resources.retrieve(resource.id, session_id=session.id)).id == resource.id
 
 
+@pytest.mark.requirement("SES-068")
 async def test_resources_that_are_not_there(server: Stack) -> None:
     file = await server.upload()
     session = await server.session(resources=[{"type": "file", "file_id": file.id}])

@@ -103,3 +103,10 @@ async def test_running_time_rises_while_running(server: Stack, held: Gate) -> No
     rested = (await server.client.beta.sessions.retrieve(session.id)).usage.active_seconds
     assert rested > seconds[1]
     assert (await server.client.beta.sessions.retrieve(session.id)).usage.active_seconds == rested
+
+
+@pytest.mark.requirement("AGT-048")
+async def test_versions_start_at_one(server: Stack) -> None:
+    agent = await server.agent()
+    for version in ("0", "-1", "x", "1.5"):
+        assert (await server.refused("GET", f"/v1/agents/{agent.id}?version={version}")).startswith("version")

@@ -59,7 +59,7 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
-@pytest.mark.requirement("CNV-050", "SES-048", "SES-049", "SES-903")
+@pytest.mark.requirement("CNV-050", "SES-048", "SES-049")
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -95,6 +95,7 @@ async def test_refused_updates_change_nothing(server: Stack, body: dict[str, Any
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("SES-069")
 async def test_tools_are_replaced_for_this_session_alone(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="true")], "sorry", "ok"], tools=TOOLSET)
     only_read = [{**TOOLSET[0], "default_config": {"enabled": False}, "configs": [{"name": "read", "enabled": True}]}]
@@ -117,6 +118,7 @@ async def test_tools_are_replaced_for_this_session_alone(server: Stack) -> None:
     assert (await server.client.beta.sessions.update(session.id, agent={"tools": []})).agent.tools == []
 
 
+@pytest.mark.requirement("SES-070")
 async def test_tools_cannot_be_replaced_while_it_runs(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
     async with server.watching(session) as watch:
@@ -130,6 +132,7 @@ async def test_tools_cannot_be_replaced_while_it_runs(server: Stack, held: Gate)
     assert "session.updated" not in watch.types
 
 
+@pytest.mark.requirement("SES-071")
 async def test_a_budget_that_never_was_can_be_removed(server: Stack) -> None:
     session = await server.session()
     assert (await server.client.beta.sessions.update(session.id, budget=None)).budget is None

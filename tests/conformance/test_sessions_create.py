@@ -105,7 +105,7 @@ async def test_title_and_metadata(server: Stack) -> None:
 
 
 @pytest.mark.requirement(
-    "CNV-022", "CNV-050", "SES-026", "SES-028", "SES-031", "SES-044", "SES-901", "SES-904", "SES-905", "SES-906"
+    "CNV-022", "CNV-050", "SES-026", "SES-028", "SES-031", "SES-044", "SES-901", "SES-904", "SES-905", "SES-906", "SES-907"
 )
 @pytest.mark.parametrize(
     ("fields", "named"),

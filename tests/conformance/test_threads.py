@@ -38,6 +38,7 @@ async def forget(server: Stack, session: Any, thread_id: str) -> None:
         await tx.execute(text("DELETE FROM session_threads WHERE id = :id"), {"id": thread_id})
 
 
+@pytest.mark.requirement("SES-072")
 async def test_a_thread_before_and_after_its_first_turn(server: Stack) -> None:
     session = await server.session(["ok"])
     fresh = await primary(server, session)
@@ -54,6 +55,7 @@ async def test_a_thread_before_and_after_its_first_turn(server: Stack) -> None:
     assert after.agent.to_dict() == {k: v for k, v in session.agent.to_dict().items() if k != "multiagent"}
 
 
+@pytest.mark.requirement("SES-074")
 async def test_the_primary_thread_has_the_events_of_its_session(server: Stack) -> None:
     session = await server.session(["one", "two"])
     thread = await primary(server, session)
@@ -83,6 +85,7 @@ async def test_the_primary_thread_has_the_events_of_its_session(server: Stack) -
     assert [e.to_dict() async for e in list_(thread.id, session_id=session.id, limit=3)] == listed
 
 
+@pytest.mark.requirement("SES-075")
 async def test_parameters_of_thread_events(server: Stack) -> None:
     session = await server.session(["ok"])
     await server.turn(session)
@@ -97,6 +100,7 @@ async def test_parameters_of_thread_events(server: Stack) -> None:
     assert await server.refused("GET", f"{path}/events/stream", status=404) == "not found"
 
 
+@pytest.mark.requirement("SES-073")
 async def test_listing_threads(server: Stack) -> None:
     session = await server.session()
     first = await primary(server, session)
@@ -114,6 +118,7 @@ async def test_listing_threads(server: Stack) -> None:
         await forget(server, session, thread_id)
 
 
+@pytest.mark.requirement("SES-076", "SES-077")
 async def test_a_child_is_archived_once_it_is_idle(server: Stack) -> None:
     session = await server.session()
     idle, running = await child(server, session), await child(server, session, "running")
@@ -135,6 +140,7 @@ async def test_a_child_is_archived_once_it_is_idle(server: Stack) -> None:
     await server.client.beta.sessions.delete(session.id)
 
 
+@pytest.mark.requirement("SES-076")
 async def test_the_primary_thread_lives_as_long_as_its_session(server: Stack) -> None:
     session = await server.session()
     thread = await primary(server, session)
@@ -143,6 +149,7 @@ async def test_the_primary_thread_lives_as_long_as_its_session(server: Stack) ->
     assert (await primary(server, session)).archived_at is None
 
 
+@pytest.mark.requirement("SES-077")
 async def test_the_end_of_the_session_ends_the_streams_of_its_threads(server: Stack) -> None:
     session = await server.session()
     thread_id = await child(server, session)
@@ -155,6 +162,7 @@ async def test_the_end_of_the_session_ends_the_streams_of_its_threads(server: St
     assert b"session.status_terminated" not in received  # it is not told on the thread itself
 
 
+@pytest.mark.requirement("SES-078")
 async def test_threads_that_are_not_there(server: Stack) -> None:
     session, other = await server.session(), await server.session()
     thread = await primary(server, session)

@@ -1,8 +1,13 @@
 """kill -9 of a worker: in a model's answer, in a tool call, between the end of the work and its idle."""
 
+from collections.abc import Awaitable
+
 import pytest
 from anthropic import AsyncAnthropic
+from sqlalchemy import text
 
+from managed_agents.core import limits
+from managed_agents.db.engine import Database
 from tests.crash import script
 from tests.crash.conftest import Claimed, Finished, Undisturbed
 from tests.support.cluster import Cluster, make_session, say
@@ -101,3 +106,37 @@ async def test_outputs_are_collected_though_the_worker_that_ran_the_command_died
         return [file.filename async for file in listed]
 
     assert await until(files) == [script.REPORT]
+
+
+async def test_a_turn_that_kills_whoever_runs_it_is_given_up(
+    cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished
+) -> None:
+    async def crashes() -> int:
+        async with db.transaction() as tx:
+            return (await tx.execute(text("SELECT crashes FROM sessions WHERE id = :id"), {"id": session_id})).scalar_one()
+
+    await cluster.api()
+    session_id = await make_session(client)
+    async with following(client, session_id) as follower:
+        await say(client, session_id, "work")
+        assert await cluster.worker("turn.response_arrived:kill").ended() == -9
+        assert await cluster.worker("turn.response_arrived:kill").ended() == -9
+        assert await crashes() == 1
+        async with db.transaction() as tx:  # as after more of the same
+            await tx.execute(text("UPDATE sessions SET crashes = :n"), {"n": limits.CRASHES_MAX - 1})
+        cluster.worker()
+        await until(lambda: _is(crashes(), limits.CRASHES_MAX))
+        async with db.transaction() as tx:  # what it would wait for
+            await tx.execute(text("UPDATE sessions SET not_before = NULL"))
+        seen = await follower.idle()
+        assert seen[-1]["stop_reason"]["type"] == "retries_exhausted"
+        (error,) = [event["error"] for event in seen if event["type"] == "session.error"]
+        assert (error["type"], error["retry_status"]["type"]) == ("unknown_error", "exhausted")
+        # A new message is a new chance.
+        await say(client, session_id, "work")
+        assert (await follower.idle(2))[-1]["stop_reason"]["type"] == "end_turn"
+    await finished(session_id)
+
+
+async def _is(value: Awaitable[int], wanted: int) -> bool:
+    return await value == wanted

@@ -25,6 +25,8 @@ EXAMPLE_PAGES = (
     API / "agents.md",
     API / "environments.md",
     API / "sessions.md",
+    API / "session-resources.md",
+    API / "threads.md",
     EVENTS_PAGE,
     API / "permissions.md",
     API / "files.md",

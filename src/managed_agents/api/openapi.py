@@ -86,7 +86,7 @@ def document(routers: Sequence[APIRouter]) -> Json:
     schemas, components = _schemas(found)
     paths: dict[str, Json] = {}
     for route, operation in found:
-        for method in sorted(route.methods):
+        for method in sorted(route.methods or ()):
             paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, operation, schemas)
     return {
         "openapi": "3.1.0",
@@ -131,7 +131,7 @@ def undescribed(routers: Sequence[APIRouter]) -> list[str]:
         f"{method} {route.path}"
         for route in _routes(routers)
         if route.path.startswith("/v1/") and described(route.endpoint) is None
-        for method in sorted(route.methods)
+        for method in sorted(route.methods or ())
     ]
 
 
@@ -172,11 +172,11 @@ def _generated(
 ) -> tuple[dict[_Key, Json], dict[str, Json]]:
     schemas, definitions = TypeAdapter.json_schemas(wanted, ref_template=COMPONENTS + "{model}")
     components = cast(dict[str, Json], definitions.get("$defs", {}))
-    return {cast(_Key, key): schema for (key, _), schema in schemas.items()}, components
+    return {key: schema for (key, _), schema in schemas.items()}, components
 
 
 def _request_key(route: APIRoute) -> _Key:
-    return ("request", f"{sorted(route.methods)[0]} {route.path}")
+    return ("request", f"{sorted(route.methods or ())[0]} {route.path}")
 
 
 def _answer_key(answer: Answer) -> _Key | None:

@@ -2,6 +2,16 @@
 
 # Requests
 BODY_BYTES_MAX = 32 * 1024 * 1024  # spec: JSON body 32 MB, beyond it 413
+BODY_DEPTH_MAX = 100
+BODY_VALUES_MAX = 250_000  # walking them is bounded work on the event loop
+BODY_STALL_SECONDS = 20.0  # longest silence inside a body
+BODY_GRACE_SECONDS = 30.0  # before a body's average pace counts
+BODY_BYTES_PER_SECOND_MIN = 16 * 1024
+BODY_FREE_BYTES = 256 * 1024  # of each body; what is beyond shares the budget BODY_MEMORY_BYTES
+HEAD_BYTES_MAX = 64 * 1024  # request line and headers
+HEAD_SECONDS_MAX = 15.0
+KEEP_ALIVE_SECONDS = 75.0
+SEND_STALL_SECONDS = 60.0  # a reader that takes nothing for so long is cut off
 FILE_BYTES_MAX = 500 * 1024 * 1024  # spec: files, 500 MB each
 FILES_PAGE_LIMIT_MAX = 1000  # spec: FileListParams.limit
 FILE_IDS_MAX = 100  # spec: FileListParams.ids
@@ -34,6 +44,10 @@ SUBSCRIBER_BUFFER_EVENTS_MAX = 1000
 STREAM_HEARTBEAT_SECONDS = 10.0  # observed: proxies cut streams after about 16 s of silence
 POLL_SECONDS = 1.0
 
+# Crashes
+CRASHES_MAX = 5  # of a session in a row, without progress between; then its turn is given up
+CRASH_DELAY_SECONDS_MAX = 60.0
+
 # The database
 DATABASE_CONNECT_SECONDS = 10.0
 DATABASE_STATEMENT_SECONDS = 30.0
@@ -46,7 +60,10 @@ MODEL_REQUEST_SECONDS = 1800.0
 MODEL_TRIES_MAX = 5
 MODEL_BACKOFF_FIRST_SECONDS = 1.0
 MODEL_BACKOFF_MAX_SECONDS = 60.0
+MODEL_RETRY_AFTER_MAX_SECONDS = 900.0  # the longest wait that an endpoint may ask for
 TOOL_ROUNDS_PER_TURN_MAX = 300
+CONTINUATIONS_IN_A_ROW_MAX = 4  # of responses cut off at their output limit
+COMPACTIONS_IN_A_ROW_MAX = 3
 
 # Tools
 TOOL_CALL_SECONDS_DEFAULT = 120.0  # SDK reference runner

@@ -103,6 +103,7 @@ async def listen(
     `on_connect` runs after each (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
     """
     trouble = Trouble(logger)
+    heard = ", ".join(listeners)
     while True:
         try:
             connection = await connect(database_url)
@@ -113,13 +114,13 @@ async def listen(
                     await connection.add_listener(channel, _callback(listener))
                 if on_connect is not None:
                     await on_connect()
-                trouble.over("listening connection is back (%s)", ", ".join(listeners))
+                trouble.over(f"listening connection ({heard}) is back")
                 await closed.wait()
             finally:
                 connection.terminate()
-            trouble.report("listening connection lost (%s): closed by the server", ", ".join(listeners))
+            trouble.report("listening connection (%s) closed by the server", heard)
         except TROUBLE as error:
-            trouble.report("listening connection lost (%s): %s", ", ".join(listeners), error or type(error).__name__)
+            trouble.report("listening connection (%s) lost: %s", heard, error or type(error).__name__)
         await anyio.sleep(RECONNECT_SECONDS)
 
 

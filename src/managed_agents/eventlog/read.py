@@ -16,6 +16,11 @@ _PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_mode
 _QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
 
 _AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+CHECKPOINT = "agent.thread_context_compacted"
+_FROM_CHECKPOINT = text(
+    f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq >= coalesce("
+    f"(SELECT max(seq) FROM events WHERE session_id = :session_id AND type = '{CHECKPOINT}'), 0) ORDER BY seq LIMIT :limit"
+)
 _PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 
 
@@ -51,6 +56,12 @@ def _queued(row: Any) -> QueuedEvent:
 async def after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
     """Events past `seq` with their private parts, oldest first."""
     rows = await tx.execute(_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [_stored(row) for row in rows]
+
+
+async def from_checkpoint(tx: Tx, session_id: str, *, limit: int) -> list[StoredEvent]:
+    """Events from the newest compaction on, that one included, with their private parts; without one from the beginning."""
+    rows = await tx.execute(_FROM_CHECKPOINT, {"session_id": session_id, "limit": limit})
     return [_stored(row) for row in rows]
 
 

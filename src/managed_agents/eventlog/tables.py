@@ -107,6 +107,7 @@ class SessionRow(TotalsMixin, Base):
             postgresql_where=text("owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"),
         ),
         Index("ix_sessions_owner", "owner", postgresql_where=text("owner IS NOT NULL")),
+        Index("ix_sessions_suspects", "id", postgresql_where=text("owner IS NOT NULL AND crashes >= 2")),
         Index("ix_sessions_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         {"postgresql_with": {"fillfactor": "80"}},
     )

@@ -18,6 +18,7 @@ from managed_agents.resources.rate_limits.limiter import Limiter
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
+from managed_agents.web.state import Capacity
 
 
 async def run(settings: Settings) -> None:
@@ -39,6 +40,7 @@ async def run(settings: Settings) -> None:
         require_beta_header=settings.require_beta_header,
         rate_limits=limiter,
         organization_limits=limits,
+        capacity=Capacity(body_bytes_max=settings.body_memory_bytes, streams_max=settings.streams),
     )
 
     async def missed() -> None:
@@ -54,7 +56,9 @@ async def run(settings: Settings) -> None:
             group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: keys.forget}, missed)
             group.start_soon(listen, database_url, {PREVIEW_CHANNEL: hub.publish_previews})
             group.start_soon(interest.keep, db, hub.previewed)
-            async with serving(create_app(services), host=settings.host, port=settings.port):
+            async with serving(
+                create_app(services), host=settings.host, port=settings.port, connections_max=settings.connections
+            ):
                 await anyio.sleep_forever()
 
     try:

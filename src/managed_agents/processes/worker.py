@@ -20,7 +20,7 @@ from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.harness.brain import StandardHarness
+from managed_agents.harness.brain import STANDARD, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
@@ -79,7 +79,7 @@ async def run(settings: Settings) -> None:
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
-        harness=StandardHarness(),
+        harnesses={STANDARD: StandardHarness()},
         previews=previews,
         jitter=random.random,
     )
@@ -127,7 +127,7 @@ async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator
     # The web framework costs half a second and 20 MB: only a worker that serves loads it.
     from managed_agents.api.health import operations_app
 
-    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port):
+    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port, connections_max=settings.connections):
         yield
 
 

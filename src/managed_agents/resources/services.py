@@ -13,7 +13,7 @@ from managed_agents.resources.keys.directory import KeyDirectory
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
 from managed_agents.web.actor import RateKind
-from managed_agents.web.state import RateLimiter
+from managed_agents.web.state import Capacity, RateLimiter
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Services:
     events: SessionEvents
     require_beta_header: bool = True
     rate_limits: RateLimiter | None = None  # None: requests are not counted
+    capacity: Capacity = field(default_factory=Capacity)
     # What the rate limits are said to be, counted or not.
     organization_limits: Mapping[RateKind, int] = field(default_factory=lambda: {RateKind.CREATE: 300, RateKind.READ: 1200})
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from managed_agents.core import logs
 from managed_agents.core.errors import ApiError
 from managed_agents.core.ids import REQUEST, new_id
+from managed_agents.web import intake
 from managed_agents.web.actor import Actor
 from managed_agents.web.errors import as_api_error, envelope, internal_error
 from managed_agents.web.state import Admission
@@ -90,6 +91,7 @@ class Edge:
                 log.warning("refused for lack of capacity", extra={"path": scope["path"], "cause": repr(error)})
             await error_response(answer, request_id)(scope, receive, annotate)
         finally:
+            intake.release(scope)
             logs.request_id.reset(token)
 
 

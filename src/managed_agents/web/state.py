@@ -4,7 +4,8 @@
 (`resources/services.py`), so that this layer knows nothing of the ones above.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Protocol, cast
 
@@ -27,6 +28,10 @@ class KeyLookup(Protocol):
         """Return an organisation administrator acting in another live workspace of the organisation, None when there is
         no such workspace.
         """
+        ...
+
+    async def lost(self, actor: Actor) -> None:
+        """Return when `actor` may not go on: its key was revoked or has ended, or its workspace is closed."""
         ...
 
 
@@ -55,6 +60,16 @@ class RateLimiter(Protocol):
         ...
 
 
+@dataclass
+class Capacity:
+    """What all requests of one process may take up together, and take up now (`web/intake.py`)."""
+
+    body_bytes_max: int = 256 * 1024**2
+    streams_max: int = 1000
+    body_bytes: int = 0
+    streams: Counter[str] = field(default_factory=Counter[str])
+
+
 class EdgeServices(Protocol):
     """The part of the process's services that the edge uses itself."""
 
@@ -64,6 +79,8 @@ class EdgeServices(Protocol):
     def keys(self) -> KeyLookup: ...
     @property
     def rate_limits(self) -> RateLimiter | None: ...
+    @property
+    def capacity(self) -> Capacity: ...
     @property
     def require_beta_header(self) -> bool: ...
 

@@ -194,7 +194,7 @@ UNSERVED = [
 ]
 
 
-@pytest.mark.requirement("AGT-901", "AGT-902", "AGT-904", "AGT-905", "AGT-906", "AGT-907")
+@pytest.mark.requirement("AGT-902", "AGT-905", "AGT-906", "AGT-907")
 @pytest.mark.parametrize(("path", "fields"), UNSERVED)
 async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     agent = await client.beta.agents.create(name="A", model="m")
@@ -222,6 +222,7 @@ CUSTOM: dict[str, Any] = {
 }
 
 
+@pytest.mark.requirement("AGT-050", "AGT-052")
 async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: AsyncAnthropic) -> None:
     toolset: dict[str, Any] = {
         **TOOLSET,
@@ -242,6 +243,7 @@ async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: Asyn
     }
 
 
+@pytest.mark.requirement("AGT-051")
 @pytest.mark.parametrize(
     ("tools", "told"),
     [

@@ -33,7 +33,7 @@ def refused(answer: httpx.Response, status: int, error_type: str, message: str) 
     assert body["error"]["message"].startswith(message), body
 
 
-@pytest.mark.requirement("CNV-024", "CNV-028", "CNV-032", "OBS-020", "OBS-021")
+@pytest.mark.requirement("CNV-024", "CNV-028", "CNV-032", "CNV-066", "OBS-020", "OBS-021")
 async def test_the_checks_come_in_the_hosted_order(raw: httpx.AsyncClient, served: Served) -> None:
     refused(await raw.post("/v1/nothing"), 404, "not_found_error", "not found")
     refused(await raw.post("/v1/agents", content=b"{"), 401, "authentication_error", "Authentication failed")
@@ -76,7 +76,7 @@ async def test_a_workspace_header_must_match(raw: httpx.AsyncClient, served: Ser
     refused(await raw.get("/v1/agents", headers=wrong), 403, "permission_error", "anthropic-workspace-id: ")
 
 
-@pytest.mark.requirement("CNV-029", "OBS-022")
+@pytest.mark.requirement("CNV-029", "OBS-022", "OBS-048")
 async def test_unexpected_beta_values_matter_on_environments_and_files(raw: httpx.AsyncClient, served: Served) -> None:
     unknown = served.headers(anthropic_beta="managed-agents-2026-04-01,made-up-2026-01-01")
     both = served.headers(anthropic_beta="managed-agents-2026-04-01,environments-2025-11-01")

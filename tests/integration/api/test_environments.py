@@ -157,3 +157,14 @@ async def test_a_session_may_use_a_live_environment_of_its_workspace(client: Asy
     async with served.services.db.transaction() as tx:
         with pytest.raises(InvalidRequest, match=r"environment_id: .* archived"):
             await usable_for_session(tx, mine, made.id)
+
+
+@pytest.mark.requirement("ENV-907")
+async def test_texts_are_bounded(client: AsyncAnthropic) -> None:
+    made = await client.beta.environments.create(name="n" * 256, description="d" * 2048)
+    assert (len(made.name), len(made.description or "")) == (256, 2048)
+    for field, bad in (("name", {"name": "n" * 257}), ("description", {"name": "x", "description": "d" * 2049})):
+        with pytest.raises(anthropic.BadRequestError, match=field):
+            await client.beta.environments.create(**bad)
+    with pytest.raises(anthropic.BadRequestError, match="name"):
+        await client.beta.environments.update(made.id, name="")

@@ -6,13 +6,16 @@ that does not. Race: a row read before the change must not be cached after the r
 
 import hashlib
 import hmac
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 
-from sqlalchemy import and_, func, or_, select, update
+import anyio
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
 from managed_agents.core.ids import ApiKeyId, EnvironmentId, OrganizationId, WorkspaceId
@@ -22,11 +25,14 @@ from managed_agents.resources.organizations.tables import WorkspaceRow
 from managed_agents.resources.rate_limits.tables import WorkspaceRateLimitRow
 from managed_agents.web.actor import Actor, RateKind, Scope
 
+log = logging.getLogger(__name__)
+
 CACHE_SECONDS = 5.0
 CACHE_KEYS_MAX = 10_000
 LAST_USED_EVERY = timedelta(minutes=1)
+LOOK_AGAIN_SECONDS = 30.0
 
-CacheKey = bytes | tuple[str, str]  # a secret's digest; a key and the other workspace it acts in
+CacheKey = bytes | tuple[str, str]  # a secret's digest; a key and the other workspace it acts in, "" for its own
 
 
 def digest_of(secret: str, hmac_key: bytes) -> bytes:
@@ -107,10 +113,10 @@ _KEY = (
 )
 
 
-async def find(db: Database, digest: bytes) -> tuple[Actor, float] | None:
-    """Look a digest up and note the use, at most once a minute. Returns the actor and for how long it is certain."""
+async def find(db: Database, which: ColumnElement[bool]) -> tuple[Actor, float] | None:
+    """Look a live key up and note the use, at most once a minute. Returns the actor and for how long it is certain."""
     async with db.autocommit() as tx:
-        row = (await tx.execute(_KEY.where(ApiKeyRow.secret_hmac == digest))).one_or_none()
+        row = (await tx.execute(_KEY.where(which))).one_or_none()
         if row is None:
             return None
         workspace_id, organization_id, is_default, creates, reads, key_id, scope, environment_id, lasts, stale = row
@@ -149,19 +155,12 @@ class KeyDirectory:
         self._db = db
         self.hmac_key = hmac_key
         self._cache = Cache(clock)
+        self._changed = anyio.Event()
 
     async def lookup(self, secret: str) -> Actor | None:
         """Return the actor of a live key, None for anything else."""
         digest = digest_of(secret, self.hmac_key)
-        cached = self._cache.get(digest)
-        if cached is not None:
-            return cached
-        state = self._cache.state
-        found = await find(self._db, digest)
-        if found is None:
-            return None
-        self._cache.put(digest, found[0], state, found[1])
-        return found[0]
+        return await self._cached(digest, ApiKeyRow.secret_hmac == digest)
 
     async def in_workspace(self, actor: Actor, workspace_id: str) -> Actor | None:
         """Return an organisation administrator acting in another live workspace, None when there is no such workspace."""
@@ -175,6 +174,40 @@ class KeyDirectory:
             self._cache.put(key, found, state, CACHE_SECONDS)
         return found
 
+    async def lost(self, actor: Actor) -> None:
+        """Return when `actor` may not go on; for streams, which outlive many lookups.
+
+        Looks whenever rights changed, and now and then for a key that ends by itself. What many streams ask is asked once.
+        """
+        while True:
+            changed = self._changed  # of before the look, so that no change falls between
+            try:
+                if not await self._is_live(actor):
+                    return
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                log.warning("cannot tell whether a stream's key is live", extra={"cause": repr(error)})
+            with anyio.move_on_after(LOOK_AGAIN_SECONDS):
+                await changed.wait()
+
     def forget(self, ids: Iterable[str] | None = None) -> None:
         """Drop what is cached of these keys and workspaces, or everything: the listener of the keys' doorbell."""
         self._cache.forget(ids)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _is_live(self, actor: Actor) -> bool:
+        found = await self._cached((actor.key_id, ""), ApiKeyRow.id == actor.key_id)
+        if found is None or found.workspace_id == actor.workspace_id:
+            return found is not None
+        return await self.in_workspace(found, actor.workspace_id) is not None
+
+    async def _cached(self, key: CacheKey, which: ColumnElement[bool]) -> Actor | None:
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
+        state = self._cache.state
+        found = await find(self._db, which)
+        if found is None:
+            return None
+        self._cache.put(key, found[0], state, found[1])
+        return found[0]

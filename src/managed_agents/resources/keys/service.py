@@ -131,7 +131,7 @@ async def page(db: Database, reach: Reach, query: ListKeysQuery) -> dict[str, An
     visible = _within(reach)
     statement = visible
     if query.status is not None:
-        statement = statement.where(query.status == _STATUS)
+        statement = statement.where(_STATUS.in_([query.status]))
     if query.workspace_id is not None:
         statement = statement.where(ApiKeyRow.workspace_id == query.workspace_id)
     if query.created_by_user_id is not None:
