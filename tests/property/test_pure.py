@@ -12,8 +12,8 @@ from managed_agents.core.errors import InvalidRequest
 from managed_agents.harness.response import Response
 from tests.property import world as w
 
-FEW, MANY = 60, 4000
-STEPS = 60
+FEW, MANY = 25, 4000
+STEPS = 40
 BLOCKS: dict[str, Any] = {
     "words": lambda: w.words("Hello."),
     "bash": lambda: w.call("bash", command="true"),
@@ -132,8 +132,12 @@ class Sessions(RuleBasedStateMachine):
             if (worker := world.claim()) is None and world.row.owner is not None:
                 world.free()
                 continue
-            while worker is not None and worker in world.workers:
+            for _ in range(400):
+                if worker is None or worker not in world.workers:
+                    break
                 world.step(worker, Plain())
+            else:
+                raise AssertionError("it never rests")
             if world.row.state.waiting and not world.inbox:
                 call = next(iter(world.row.state.waiting))
                 self.send(w.answer_of(next(event for event in world.events if event.id == call)))
