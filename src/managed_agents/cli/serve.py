@@ -19,6 +19,9 @@ _API = (
     "rate_limits",
     "rate_limit_creates_per_minute",
     "rate_limit_reads_per_minute",
+    "connections",
+    "streams",
+    "body_memory_bytes",
 )
 _WORKER = (
     "metrics_port",

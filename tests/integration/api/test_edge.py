@@ -296,8 +296,8 @@ async def test_nothing_of_the_framework_shows(raw: httpx.AsyncClient, served: Se
     refused(await raw.delete("/v1/agents/agent_x", headers=headers), 405, "invalid_request_error", "method")
     for path in (
         "/",
-        "/docs",
-        "/openapi.json",
+        "/docs/",
+        "/docs/nothing.js",
         "/redoc",
         "/v1/agents/",
         "/v1/agents/a/b/c",
