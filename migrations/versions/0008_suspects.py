@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index("ix_sessions_suspects", "sessions", ["id"], postgresql_where=sa.text("owner IS NOT NULL AND crashes >= 2"))
+    op.create_index("ix_sessions_suspects", "sessions", ["id"], postgresql_where=sa.text("crashes >= 2"))
 
 
 def downgrade() -> None:

@@ -109,6 +109,7 @@ async def test_a_huge_body_is_refused_whether_declared_or_not(server: Stack) -> 
     await unchanged(server, session)
 
 
+@pytest.mark.requirement("CNV-077")
 async def test_a_large_body_below_the_limit_is_taken(server: Stack) -> None:
     session = await server.session(["read"])
     text = "x" * (8 * 1024 * 1024)

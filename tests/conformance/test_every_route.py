@@ -15,6 +15,8 @@ from fastapi.routing import APIRoute
 from sqlalchemy import event
 
 from managed_agents.api.app import ROUTERS
+from managed_agents.web.actor import Scope
+from tests.support.server import Caller, make_caller, sdk
 from tests.support.stack import Stack, message
 
 pytestmark = pytest.mark.anyio
@@ -23,6 +25,7 @@ IDS = {
     "agent_id": "agent_01unknown",
     "environment_id": "env_01unknown",
     "file_id": "file_01unknown",
+    "key_id": "ekey_01unknown",
     "resource_id": "sesrsc_01unknown",
     "session_id": "sesn_01unknown",
     "thread_id": "sthr_01unknown",
@@ -31,6 +34,7 @@ IDS = {
 BODIES: dict[str, Any] = {
     "POST /v1/agents/{agent_id}": {"name": "mine now"},
     "POST /v1/environments/{environment_id}": {"description": "mine now"},
+    "POST /v1/environments/{environment_id}/keys": {"name": "mine now"},
     "POST /v1/sessions/{session_id}": {"title": "mine now"},
     "POST /v1/sessions/{session_id}/events": {"events": [message("mine now")]},
     "POST /v1/sessions/{session_id}/resources": {"type": "file", "file_id": "file_01unknown"},
@@ -40,18 +44,28 @@ ROUTES = sorted(
     f"{method} {route.path}"
     for router in ROUTERS
     for route in router.routes
-    if isinstance(route, APIRoute) and route.path.startswith("/v1/") and "{" in route.path
+    if isinstance(route, APIRoute)
+    and route.path.startswith("/v1/")
+    and "{" in route.path
+    # An administrator of the organization sees all of its workspaces.
+    and not route.path.startswith("/v1/organizations/")
     for method in route.methods
 )
 
 
+@pytest.fixture(scope="module")
+async def stranger(server: Stack) -> Caller:
+    """An administrator of another workspace: it may do everything there."""
+    return await make_caller(server.db, "elsewhere", Scope.ADMIN)
+
+
 @contextmanager
 def statements(server: Stack) -> Iterator[list[str]]:
-    """The SQL that the API runs while the block runs, less the look-up of keys, which is cached for a while."""
+    """The SQL that the API runs meanwhile, less what is about the asker: its key (cached for a while), its workspace."""
     seen: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "api_keys" not in statement:
+        if "api_keys" not in statement and "FROM workspaces" not in statement:
             seen.append(statement)
 
     engine = server.db.engine.sync_engine
@@ -73,6 +87,7 @@ async def foreign(server: Stack) -> dict[str, str]:
         "agent_id": agent.id,
         "environment_id": server.environment_id,
         "file_id": file.id,
+        "key_id": IDS["key_id"],  # below an environment, which is looked for first
         "resource_id": session.resources[0].id,
         "session_id": session.id,
         "thread_id": thread.id,
@@ -91,11 +106,12 @@ async def asked(server: Stack, route: str, filled: dict[str, str], **headers: st
 
 @pytest.mark.requirement("CNV-067")
 @pytest.mark.parametrize("route", ROUTES)
-async def test_ids_of_another_workspace_are_ids_of_nothing(server: Stack, foreign: dict[str, str], route: str) -> None:
-    stranger = {"x_api_key": server.other.secret}
+async def test_ids_of_another_workspace_are_ids_of_nothing(
+    server: Stack, foreign: dict[str, str], stranger: Caller, route: str
+) -> None:
     names = re.findall(r"{(\w+)}", route)
-    hidden, found_by = await asked(server, route, foreign, **stranger)
-    nothing, looked_for_by = await asked(server, route, IDS, **stranger)
+    hidden, found_by = await asked(server, route, foreign, x_api_key=stranger.secret)
+    nothing, looked_for_by = await asked(server, route, IDS, x_api_key=stranger.secret)
     for name in names:
         hidden["message"] = hidden["message"].replace(foreign[name], IDS[name])
     assert hidden == nothing
@@ -105,17 +121,19 @@ async def test_ids_of_another_workspace_are_ids_of_nothing(server: Stack, foreig
 
 
 @pytest.mark.requirement("CNV-067")
-@pytest.mark.parametrize("route", [route for route in ROUTES if route.count("{") > 1])
-async def test_ids_of_another_workspace_below_an_own_object(server: Stack, foreign: dict[str, str], route: str) -> None:
+@pytest.mark.parametrize("route", [route for route in ROUTES if "/sessions/{" in route and route.count("{") > 1])
+async def test_ids_of_another_workspace_below_an_own_object(
+    server: Stack, foreign: dict[str, str], stranger: Caller, route: str
+) -> None:
     """Also in an own session, and there also for the objects of another own session."""
-    stranger = server.stranger.beta
-    agent = await stranger.agents.create(name="own", model="claude-opus-5")
-    environment = await stranger.environments.create(name=f"own {route}")
-    own = await stranger.sessions.create(agent=agent.id, environment_id=environment.id)
+    async with sdk(server.base_url, stranger) as client:
+        agent = await client.beta.agents.create(name="own", model="claude-opus-5")
+        environment = await client.beta.environments.create(name=f"own {route}")
+        own = await client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
     below = re.findall(r"{(\w+)}", route)[1:]
     said: list[tuple[dict[str, Any], list[str]]] = []
     for filled in (foreign, IDS):
-        error, seen = await asked(server, route, {**filled, "session_id": own.id}, x_api_key=server.other.secret)
+        error, seen = await asked(server, route, {**filled, "session_id": own.id}, x_api_key=stranger.secret)
         for name in below:
             error["message"] = error["message"].replace(filled[name], name)
         said.append((error, seen))
@@ -128,10 +146,10 @@ async def test_ids_of_another_workspace_below_an_own_object(server: Stack, forei
 
 
 @pytest.mark.requirement("CNV-067")
-async def test_nothing_was_touched(server: Stack, foreign: dict[str, str]) -> None:
+async def test_nothing_was_touched(server: Stack, foreign: dict[str, str], stranger: Caller) -> None:
     before = {name: (await server.raw("GET", path)).json() for name, path in _reads(foreign).items()}
     for route in ROUTES:
-        await asked(server, route, foreign, x_api_key=server.other.secret)
+        await asked(server, route, foreign, x_api_key=stranger.secret)
     after = {name: (await server.raw("GET", path)).json() for name, path in _reads(foreign).items()}
     for found in (before, after):
         found["session"].pop("stats")

@@ -146,7 +146,7 @@ async def run(server: Stack, called: str, examples: int) -> None:
         await anyio.to_thread.run_sync(functools.partial(explored, server, operation, replaced, mode, examples))
 
 
-@pytest.mark.requirement("CNV-071")
+@pytest.mark.requirement("CNV-084")
 @pytest.mark.parametrize("called", CALLED)
 async def test_no_answer_contradicts_the_document(server: Stack, called: str) -> None:
     await run(server, called, EXAMPLES)

@@ -93,6 +93,7 @@ async def test_strange_output_survives(server: Stack) -> None:
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("OBS-055")
 async def test_no_output_becomes_words(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="true")], "quiet"], tools=TOOLSET)
     watch = await server.turn(session)

@@ -37,6 +37,7 @@ async def test_a_client_that_reconnects_has_seen_every_event_exactly_once(
     assert seen == await finished(session_id)
 
 
+@pytest.mark.requirement("EVT-094")
 async def test_two_api_processes_show_the_same_stream(cluster: Cluster, client: AsyncAnthropic, finished: Finished) -> None:
     await cluster.api()
     cluster.worker()

@@ -22,6 +22,7 @@ def failed_spans(events: list[Event]) -> list[bool]:
     return [event["is_error"] for event in events if event["type"] == "span.model_request_end"]
 
 
+@pytest.mark.requirement("SES-080")
 async def test_a_worker_killed_during_a_model_stream_leaves_the_log_of_undisturbed_work(
     cluster: Cluster, client: AsyncAnthropic, undisturbed: Undisturbed, finished: Finished
 ) -> None:
@@ -42,6 +43,7 @@ async def test_a_worker_killed_during_a_model_stream_leaves_the_log_of_undisturb
     assert normalised(listed) == expected
 
 
+@pytest.mark.requirement("SES-081")
 @pytest.mark.parametrize("when", ["it still runs", "it ended meanwhile"])
 async def test_a_command_whose_worker_was_killed_runs_once_and_its_result_is_logged(
     cluster: Cluster, client: AsyncAnthropic, claimed: Claimed, finished: Finished, when: str

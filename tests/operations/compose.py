@@ -37,6 +37,20 @@ def load(variables: Mapping[str, str], name: str = "compose.yaml") -> dict[str, 
     return yaml.safe_load(_VARIABLE.sub(value, "\n".join(lines)))
 
 
+def with_sized_disks(file: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Lay compose.sized-disks.yaml over the file as compose does: lists grow, a mount replaces that of its target."""
+    worker = file["services"]["worker"]
+    over = load(variables, "compose.sized-disks.yaml")["services"]["worker"]
+    volumes = {volume.split(":")[1]: volume for volume in worker["volumes"]}
+    for volume in over.pop("volumes"):
+        long = isinstance(volume, dict)
+        target = volume["target"] if long else volume.split(":")[1]
+        volumes[target] = f"{volume['source']}:{target}:{volume['bind']['propagation']}" if long else volume
+    grown = {name: worker.get(name, []) + value for name, value in over.items() if isinstance(value, list)}
+    merged = {**worker, **over, **grown, "volumes": list(volumes.values())}
+    return {**file, "services": {**file["services"], "worker": merged}}
+
+
 def names_of_variables() -> set[str]:
     """Every variable of the file."""
     return {match[1] for match in _VARIABLE.finditer((DEPLOY / "compose.yaml").read_text())}
@@ -129,13 +143,15 @@ class Project:
             flags += ["-e", f"{name}={value}"]
         for volume in taken.pop("volumes", []):
             flags += ["-v", volume if volume.startswith("/") else f"{self.name}-{volume}"]
+        flags += ["--user", taken.pop("user")] if "user" in taken else []
         flags += ["--stop-timeout", taken.pop("stop_grace_period").removesuffix("s")]
         for name in ("init", "read_only"):
             flags += [f"--{name.replace('_', '-')}"] if taken.pop(name, False) else []
         for name, flag in (("hostname", "--hostname"), ("shm_size", "--shm-size")):
             flags += [flag, str(taken.pop(name))] if name in taken else []
-        lists = {"tmpfs": "--tmpfs", "cap_drop": "--cap-drop", "security_opt": "--security-opt", "group_add": "--group-add"}
-        for name, flag in (lists | {"ports": "-p"}).items():
+        lists = ("tmpfs", "cap_add", "cap_drop", "security_opt", "group_add", "device_cgroup_rules", "ports")
+        for name in lists:
+            flag = {"device_cgroup_rules": "--device-cgroup-rule", "ports": "-p"}.get(name, f"--{name.replace('_', '-')}")
             flags += [part for value in taken.pop(name, []) for part in (flag, str(value))]
         assert not taken, f"{service}: {sorted(taken)} would not be run as it stands"
         return flags + _health(health) + [image, *map(str, command)]

@@ -19,7 +19,7 @@ from managed_agents.processes import lifetime, parent
 from managed_agents.processes.worker import installation_of
 from tests.docs.pages import ROOT
 from tests.integration.boot.waiting import until
-from tests.operations.compose import DEPLOY, Project, Unset, docker, load, names_of_variables
+from tests.operations.compose import DEPLOY, Project, Unset, docker, load, names_of_variables, with_sized_disks
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 IMAGE, BASE, POSTGRES = "managed-agents:test", "managed-agents-base:latest", "managed-agents-test-postgres:latest"
@@ -81,8 +81,9 @@ def test_the_compose_file_says_what_the_server_needs() -> None:
         assert float(service["stop_grace_period"].removesuffix("s")) >= STOP_SECONDS_MIN
         assert any("docker.sock" in volume for volume in service["volumes"]) == (name == "worker")
     assert services["worker"]["hostname"], "sandboxes know their host by this name"
-    sized = load(NEEDED, "compose.sized-disks.yaml")["services"]["worker"]["volumes"]
-    assert sized[0]["source"] == sized[0]["target"]
+    volumes = with_sized_disks(load(NEEDED), NEEDED)["services"]["worker"]["volumes"]
+    assert f"{data_dir}:{data_dir}:rshared" in volumes
+    assert f"{data_dir}:{data_dir}" not in volumes
 
 
 def test_the_image_s_build_sees_everything_that_the_wheel_is_made_of() -> None:
@@ -109,11 +110,16 @@ def image() -> Iterator[str]:
         docker("build", "-q", "-t", POSTGRES, "--build-arg", f"BASE={BASE}", directory)
     yield IMAGE
     docker("image", "rm", "-f", IMAGE, POSTGRES)
+    if stages := docker("image", "ls", "-q", "--filter", "dangling=true", "--filter", "label=managed-agents.stage=build"):
+        docker("image", "rm", "-f", *stages.split())
 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ma-compose-", dir="/var/tmp") as directory:
+        # A file system of its own that is shared with containers, as `/` is under systemd and need not be here.
+        subprocess.run(["mount", "--bind", directory, directory], check=True)
+        subprocess.run(["mount", "--make-shared", directory], check=True)
         shutil.chown(directory, SERVER_UID, SERVER_UID)
         yield Path(directory)
         if found := docker("ps", "-aq", "--filter", f"label=managed-agents.installation={installation_of(Path(directory))}"):
@@ -122,10 +128,13 @@ def data_dir() -> Iterator[Path]:
             "volume", "ls", "-q", "--filter", f"label=managed-agents.installation={installation_of(Path(directory))}"
         ):
             docker("volume", "rm", "-f", *found.split())
+        for disk in Path(directory).glob("sandboxes/*/disk"):
+            subprocess.run(["umount", "--lazy", disk], check=False)
+        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
-@pytest.fixture
-def project(image: str, data_dir: Path) -> Iterator[Project]:
+@pytest.fixture(params=["volumes", "sized disks"])
+def project(image: str, data_dir: Path, request: pytest.FixtureRequest) -> Iterator[Project]:
     variables = {
         "MANAGED_AGENTS_IMAGE": image,
         "POSTGRES_IMAGE": POSTGRES,
@@ -137,7 +146,10 @@ def project(image: str, data_dir: Path) -> Iterator[Project]:
         "MANAGED_AGENTS_MODEL_BASE_URL": "http://scripted-model:8484",
         "MANAGED_AGENTS_MODEL_API_KEY": "scripted",
     }
-    made = Project(f"ma-test-{uuid4().hex[:8]}", load(variables))
+    file = load(variables)
+    if request.param == "sized disks":
+        file = with_sized_disks(file, variables)
+    made = Project(f"ma-test-{uuid4().hex[:8]}", file)
     try:
         yield made
         print(made.logs())
@@ -148,7 +160,7 @@ def project(image: str, data_dir: Path) -> Iterator[Project]:
 @pytest.mark.full
 @pytest.mark.docker
 @pytest.mark.timeout(1800)
-def test_a_session_runs_through_the_containers_of_the_compose_file(project: Project) -> None:
+def test_a_session_runs_through_the_containers_of_the_compose_file(project: Project, data_dir: Path) -> None:
     project.up("scripted-model", "api", "worker")
     for service in ("api", "worker"):
         project.healthy(service)
@@ -172,6 +184,8 @@ def test_a_session_runs_through_the_containers_of_the_compose_file(project: Proj
         return until(results, "the session to rest", 120)[-1]
 
     assert "hello" in turn("echo hello | tee /workspace/kept", 1)
+    sized = "cap_add" in project.file["services"]["worker"]
+    assert bool(list(data_dir.glob("sandboxes/*/disk.img"))) == sized
     # A new container of the same host: the sandbox is still there.
     docker("stop", project.container("worker"))
     assert project.state("worker")["ExitCode"] == 0

@@ -26,6 +26,7 @@ from managed_agents.resources.keys import service as keys
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
 from managed_agents.scripted_model import Reply, Request, Script, create_app
+from managed_agents.scripted_model.app import ScriptedModel
 from managed_agents.scripted_model.record import Recorder
 from tests.support.launcher import Launcher
 from tests.support.sandboxes import nothing_known
@@ -46,10 +47,16 @@ class Model:
     reply: Callable[[Request], Reply]
     base_url: str = ""
     recorder: Recorder = field(default_factory=Recorder)
+    scripted: ScriptedModel | None = None
 
     def answer(self, request: Request) -> Reply:
         """The script."""
         return self.reply(request)
+
+    def limit_context(self, tokens: int) -> None:
+        """Pretend that every model's context is this small, to workers that start from now on."""
+        assert self.scripted is not None
+        self.scripted.script = replace(self.scripted.script, max_input_tokens=tokens)
 
     async def requests(self, count: int) -> None:
         """Wait until so many requests came."""
@@ -61,6 +68,7 @@ async def scripted_model(reply: Callable[[Request], Reply]) -> AsyncIterator[Mod
     """Serve a scripted model in this event loop; `reply` is the script to begin with."""
     made = Model(reply)
     app = create_app(Script("test", made.answer))
+    made.scripted = app.state.model
     made.recorder = app.state.model.recorder
     async with listening(app) as made.base_url:
         yield made

@@ -25,6 +25,7 @@ _API = (
 )
 _WORKER = (
     "metrics_port",
+    "harnesses",
     "worker_turns",
     "lease_ttl_seconds",
     "model_base_url",

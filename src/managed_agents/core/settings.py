@@ -60,6 +60,11 @@ class Settings(BaseSettings):
     master_key_file: Path | None = Field(None, description="Master key; `DATA_DIR/master.key` when unset.")
     api_key: SecretStr | None = Field(None, description="The first API key; generated when absent.")
     lease_ttl_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is dead.")
+    harnesses: str = Field(
+        "",
+        description="More harnesses for agents to choose by their metadata `managed_agents.harness`: `name=module:object`, "
+        "comma separated; the object is called without arguments.",
+    )
     worker_turns: int = Field(200, ge=1, description="Sessions one worker runs at once.")
     rate_limits: Literal["on", "off"] = Field("on", description="Whether requests are counted against rate limits.")
     rate_limit_creates_per_minute: int = Field(300, ge=1, description="Create requests of the organisation in any minute.")

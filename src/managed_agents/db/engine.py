@@ -23,6 +23,8 @@ from managed_agents.core import limits
 # executes in two messages, and to the server the gap is a running statement. Servers before this version bound only the former.
 TRANSACTION_TIMEOUT_SINCE = 17
 
+_ARRAYS_OF = ("text", "bigint", "int", "float8", "numeric", "bool", "bytea", "timestamptz")
+
 Tx = NewType("Tx", AsyncConnection)
 """A connection inside an open transaction."""
 
@@ -64,13 +66,16 @@ def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-async def _set_transaction_timeout(connection: Any) -> None:  # asyncpg's, which has no types for it
+async def _prepare(connection: Any) -> None:  # asyncpg's, which has no types for it
+    # asyncpg looks array types up when it first meets them, which takes it tens of milliseconds: now, not while a transaction
+    # holds a session's lock.
+    await connection.prepare("SELECT " + ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(_ARRAYS_OF, 1)))
     if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
         await connection.execute(f"SET transaction_timeout = {int(limits.FROZEN_SECONDS * 1000)}")
 
 
-def _bound_transactions(dbapi_connection: AdaptedConnection, _record: object) -> None:
-    dbapi_connection.run_async(_set_transaction_timeout)
+def _prepare_connection(dbapi_connection: AdaptedConnection, _record: object) -> None:
+    dbapi_connection.run_async(_prepare)
 
 
 class UnitOfWork:
@@ -127,7 +132,7 @@ class Database:
                 },
             },
         )
-        event.listen(self.engine.sync_engine, "connect", _bound_transactions)
+        event.listen(self.engine.sync_engine, "connect", _prepare_connection)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager

@@ -128,6 +128,8 @@ class NewEvent(NamedTuple):
     for_model: bool = True
     # A call that waits for its client: the type of the event that answers it.
     awaits: str | None = None
+    # Where it waited, for what did.
+    inbox_seq: int | None = None
 
 
 class StoredEvent(NamedTuple):
@@ -164,7 +166,9 @@ class QueuedEvent:
 
     def taken_up(self, *, for_model: bool = True) -> NewEvent:
         """The event as it enters the log: same id, same fields."""
-        return NewEvent(self.type, self.id, self.thread_id, self.payload, self.answers, for_model=for_model)
+        return NewEvent(
+            self.type, self.id, self.thread_id, self.payload, self.answers, for_model=for_model, inbox_seq=self.inbox_seq
+        )
 
     @property
     def answers(self) -> str | None:

@@ -39,13 +39,17 @@ class Context:
         self.extend(events)
 
     async def load(self, db: Database) -> None:
-        """Read the log from its newest checkpoint on, and the inbox."""
+        """Read the inbox, and the log from its newest checkpoint on.
+
+        In this order: whoever sent what waits may have opened a running period in the same transaction, and who sees the
+        message must see that too.
+        """
         async with db.autocommit() as tx:
+            self.inbox = await read.inbox_after(tx, self.session_id)
             rows = await read.from_checkpoint(tx, self.session_id, limit=READ_ROWS)
             self.begin(rows)
             if len(rows) == READ_ROWS:
                 await self._read_on(tx)
-            self.inbox = await read.inbox_after(tx, self.session_id)
 
     async def follow(self, db: Database, stored: Sequence[StoredEvent]) -> None:
         """Take events this owner has just appended, in any order; what others appended between is read from the table."""
@@ -70,9 +74,9 @@ class Context:
                 raise SessionGone
             input_seq, self.due_in_seconds = found
             if input_seq != self.input_seq:
-                # The API may also have appended (a running period, say): the cursor must not fall behind.
-                await self._read_on(tx)
+                # The API may also have appended (a running period, say): the cursor must not fall behind the inbox.
                 self.inbox = await read.inbox_after(tx, self.session_id)
+                await self._read_on(tx)
                 self.input_seq = input_seq
 
     async def _read_on(self, tx: Tx) -> None:

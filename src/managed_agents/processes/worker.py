@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.harness.brain import STANDARD, StandardHarness
+from managed_agents.harness.brain import STANDARD, Harness, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
@@ -79,7 +80,7 @@ async def run(settings: Settings) -> None:
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
-        harnesses={STANDARD: StandardHarness()},
+        harnesses=harnesses_of(settings),
         previews=previews,
         jitter=random.random,
     )
@@ -129,6 +130,25 @@ async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator
 
     async with serving(operations_app(db), host=settings.host, port=settings.metrics_port, connections_max=settings.connections):
         yield
+
+
+def harnesses_of(settings: Settings) -> dict[str, Harness]:
+    """The standard harness, and those that the settings name.
+
+    Raises:
+        CannotStart: one of them cannot be loaded.
+    """
+    harnesses: dict[str, Harness] = {STANDARD: StandardHarness()}
+    for item in filter(None, (item.strip() for item in settings.harnesses.split(","))):
+        name, _, place = item.partition("=")
+        module, _, attribute = place.partition(":")
+        if not (name and module and attribute):
+            raise CannotStart(f"MANAGED_AGENTS_HARNESSES: {item!r} is not name=module:object")
+        try:
+            harnesses[name] = getattr(importlib.import_module(module), attribute)()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise CannotStart(f"MANAGED_AGENTS_HARNESSES: {item!r} cannot be loaded: {error}") from error
+    return harnesses
 
 
 def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:

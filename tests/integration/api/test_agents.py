@@ -23,7 +23,7 @@ async def test_a_created_agent_shows_every_default(client: AsyncAnthropic) -> No
     agent = await client.beta.agents.create(name="Coder", model="claude-opus-5-5", tools=[TOOLSET])
     assert agent.id.startswith("agent_")
     shown = agent.to_dict()
-    assert shown["model"] == {"id": "claude-opus-5-5", "effort": {"type": "high"}, "speed": "standard"}
+    assert shown["model"] == {"id": "claude-opus-5-5", "effort": {"type": "medium"}, "speed": "standard"}
     assert shown["tools"] == [
         {
             "type": "agent_toolset_20260401",
@@ -93,6 +93,9 @@ async def test_effort_sticks_to_its_model(client: AsyncAnthropic) -> None:
     assert kept.model.to_dict() == {"id": "m", "effort": {"type": "max"}, "speed": "standard"}
     changed = await client.beta.agents.update(agent.id, model={"id": "n"})
     assert changed.model.to_dict()["effort"] == {"type": "high"}
+    for model, effort in (("claude-opus-5-5", "medium"), ("claude-haiku-5-5", "medium"), ("claude-opus-5", "high")):
+        changed = await client.beta.agents.update(agent.id, model=model)
+        assert changed.model.to_dict()["effort"] == {"type": effort}
 
 
 @pytest.mark.requirement("AGT-036", "CNV-036", "OBS-028")

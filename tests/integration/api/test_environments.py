@@ -115,9 +115,18 @@ async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: 
     assert await client.beta.environments.retrieve(made.id) == made
 
 
+LIMITED: dict[str, Any] = {"type": "limited"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("config.type: ", {"config": {"type": "self_hosted"}}),
-    ("config.networking.type: ", {"config": {"type": "cloud", "networking": {"type": "limited"}}}),
+    ("config.networking.allowed_hosts: ", {"config": {"type": "cloud", "networking": {**LIMITED, "allowed_hosts": ["a.b"]}}}),
+    (
+        "config.networking.allow_mcp_servers: ",
+        {"config": {"type": "cloud", "networking": {**LIMITED, "allow_mcp_servers": True}}},
+    ),
+    (
+        "config.networking.allow_package_managers: ",
+        {"config": {"type": "cloud", "networking": {**LIMITED, "allow_package_managers": True}}},
+    ),
     ("config.packages.pip: ", {"config": {"type": "cloud", "packages": {"pip": ["x"]}}}),
     ("scope: ", {"scope": "account"}),
 ]
@@ -134,6 +143,27 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, pat
         await client.beta.environments.update(made.id, **fields)
     assert refused.value.body["error"]["message"].startswith(path)  # pyright: ignore
     assert [shown async for shown in client.beta.environments.list()] == [made]
+
+
+@pytest.mark.requirement("ENV-039")
+async def test_limited_without_exceptions(client: AsyncAnthropic) -> None:
+    shown = {"type": "limited", "allow_mcp_servers": False, "allow_package_managers": False, "allowed_hosts": []}
+    made = await client.beta.environments.create(name="e", config={"type": "cloud", "networking": {"type": "limited"}})
+    assert made.to_dict()["config"] == {**CLOUD, "networking": shown}
+    null: Any = {"type": "limited", "allow_mcp_servers": None, "allow_package_managers": None, "allowed_hosts": None}
+    for same in ({"type": "cloud"}, {"type": "cloud", "networking": None}, {"type": "cloud", "networking": null}):
+        kept = await client.beta.environments.update(made.id, config=same)  # pyright: ignore
+        assert kept.config == made.config
+    opened = await client.beta.environments.update(made.id, config={"type": "cloud", "networking": {"type": "unrestricted"}})
+    assert opened.to_dict()["config"] == CLOUD
+
+
+@pytest.mark.requirement("ENV-042")
+async def test_the_type_of_a_config_is_for_life(client: AsyncAnthropic) -> None:
+    made = await client.beta.environments.create(name="e")
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await client.beta.environments.update(made.id, config={"type": "self_hosted"})
+    assert refused.value.body["error"]["details"] == {"error_code": "invalid_config_type_change"}  # pyright: ignore
 
 
 @pytest.mark.requirement("ENV-025")

@@ -77,7 +77,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.requirement("CNV-072")
+@pytest.mark.requirement("CNV-085")
 async def test_broken_http_is_a_400_in_the_envelope(served: Served, port: int) -> None:
     for raw in BROKEN:
         status, said = await exchanged(port, raw)
@@ -135,7 +135,7 @@ async def test_a_kept_connection_that_begins_another_head_slowly_is_cut_off(
     assert (status, is_envelope(said)) == (408, True)
 
 
-@pytest.mark.requirement("CNV-073")
+@pytest.mark.requirement("CNV-086")
 async def test_slow_bodies_are_refused(served: Served, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_STALL_SECONDS", 0.3)
     for path in ("/v1/agents", "/v1/agents/agent_01x/archive"):
@@ -256,7 +256,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.requirement("CNV-074")
+@pytest.mark.requirement("CNV-087")
 async def test_hostile_documents(served: Served, raw: httpx.AsyncClient) -> None:
     for content, named in HOSTILE:
         refused = await raw.post("/v1/agents", headers=served.headers(), content=content)

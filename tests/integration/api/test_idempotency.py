@@ -34,7 +34,7 @@ async def create(raw: httpx.AsyncClient, served: Served, key: str, body: Any = A
     return await raw.post("/v1/agents", headers=served.headers(idempotency_key=key, **more), json=body)
 
 
-@pytest.mark.requirement("CNV-068", "CNV-901")
+@pytest.mark.requirement("CNV-070", "CNV-901")
 async def test_the_same_request_is_done_once_and_answered_alike(served: Served, raw: httpx.AsyncClient) -> None:
     first = await create(raw, served, "k")
     again = await create(raw, served, "k")
@@ -47,13 +47,14 @@ async def test_the_same_request_is_done_once_and_answered_alike(served: Served, 
     assert await agents(raw, served) == 1
 
 
-@pytest.mark.requirement("CNV-070")
+@pytest.mark.requirement("CNV-072")
 async def test_without_the_header_nothing_is_kept(served: Served, raw: httpx.AsyncClient, db: Database) -> None:
     for _ in range(2):
         await raw.post("/v1/agents", headers=served.headers(), json=AGENT)
     assert (await agents(raw, served), await rows(db)) == (2, 0)
 
 
+@pytest.mark.requirement("CNV-070")
 async def test_the_order_of_fields_and_white_space_are_not_another_body(served: Served, raw: httpx.AsyncClient) -> None:
     first = await create(raw, served, "k")
     other = b'{ "model" : "claude-opus-5", "name": "a" }'
@@ -61,7 +62,7 @@ async def test_the_order_of_fields_and_white_space_are_not_another_body(served: 
     assert again.content == first.content
 
 
-@pytest.mark.requirement("CNV-069")
+@pytest.mark.requirement("CNV-071")
 async def test_another_request_under_the_key_is_a_conflict(served: Served, raw: httpx.AsyncClient) -> None:
     made = (await create(raw, served, "k")).json()
     headers = served.headers(idempotency_key="k")
@@ -78,6 +79,7 @@ async def test_another_request_under_the_key_is_a_conflict(served: Served, raw: 
     assert await agents(raw, served) == 1
 
 
+@pytest.mark.requirement("CNV-075")
 async def test_a_key_is_its_workspaces_own(served: Served, raw: httpx.AsyncClient) -> None:
     mine = await create(raw, served, "k")
     theirs = await create(raw, served, "k", x_api_key=served.stranger.secret)
@@ -85,6 +87,7 @@ async def test_a_key_is_its_workspaces_own(served: Served, raw: httpx.AsyncClien
     assert theirs.json()["id"] != mine.json()["id"]
 
 
+@pytest.mark.requirement("CNV-075")
 async def test_a_refused_request_leaves_its_key_free(served: Served, raw: httpx.AsyncClient, db: Database) -> None:
     assert (await create(raw, served, "k", {"name": "a"})).status_code == 400
     assert (await create(raw, served, "k", {**AGENT, "mcp_servers": [1]})).status_code == 400
@@ -110,11 +113,13 @@ async def test_two_keys_at_once_are_refused(served: Served, raw: httpx.AsyncClie
     assert (await raw.post("/v1/agents", headers=headers, json=AGENT)).status_code == 400
 
 
+@pytest.mark.requirement("CNV-075")
 async def test_reads_ignore_it(served: Served, raw: httpx.AsyncClient, db: Database) -> None:
     await raw.get("/v1/agents", headers=served.headers(idempotency_key="k"))
     assert await rows(db) == 0
 
 
+@pytest.mark.requirement("CNV-070")
 async def test_an_upload_is_known_by_its_bytes_not_by_its_boundary(served: Served, raw: httpx.AsyncClient) -> None:
     headers = served.headers(without="content-type", idempotency_key="k")
     answers = [
@@ -125,6 +130,7 @@ async def test_an_upload_is_known_by_its_bytes_not_by_its_boundary(served: Serve
     assert answers[0].content == answers[1].content
 
 
+@pytest.mark.requirement("CNV-073")
 async def test_of_ten_at_once_one_works_and_all_get_its_answer(served: Served, raw: httpx.AsyncClient) -> None:
     answers: list[httpx.Response] = []
 
@@ -140,6 +146,7 @@ async def test_of_ten_at_once_one_works_and_all_get_its_answer(served: Served, r
     assert await agents(raw, served) == 1
 
 
+@pytest.mark.requirement("CNV-073")
 async def test_whoever_waits_too_long_is_told_to_come_again(served: Served, raw: httpx.AsyncClient, db: Database) -> None:
     async with db.transaction() as tx:
         await tx.execute(
@@ -154,6 +161,7 @@ async def test_whoever_waits_too_long_is_told_to_come_again(served: Served, raw:
     assert (await create(raw, served, "k")).status_code == 200
 
 
+@pytest.mark.requirement("CNV-074")
 async def test_work_whose_answer_cannot_be_kept_is_undone(served: Served, raw: httpx.AsyncClient, db: Database) -> None:
     async with db.transaction() as tx:
         await tx.execute(text("ALTER TABLE idempotency_keys ADD CONSTRAINT never CHECK (answer IS NULL) NOT VALID"))
@@ -179,6 +187,7 @@ async def test_keys_expire_and_are_removed_in_chunks(served: Served, raw: httpx.
     assert (await create(raw, served, "old", {**AGENT, "name": "b"})).content == second.content
 
 
+@pytest.mark.requirement("CNV-074")
 async def test_nobody_is_told_before_the_commit(served: Served, db: Database) -> None:
     told: list[str] = []
     async with db.unit_of_work():
@@ -196,6 +205,7 @@ async def test_nobody_is_told_before_the_commit(served: Served, db: Database) ->
     assert told == ["inside", "outside"]
 
 
+@pytest.mark.requirement("CNV-074")
 async def test_a_caller_that_went_away_after_the_commit_gets_the_answer_later(served: Served, raw: httpx.AsyncClient) -> None:
     """The process survives, the connection does not; killing the process is a crash test."""
     reached: list[bool] = []

@@ -179,6 +179,17 @@ async def test_the_answer_with_a_secret_is_not_to_be_stored(raw: httpx.AsyncClie
     assert answer.json()["secret"].startswith("sk-ma-")
 
 
+@pytest.mark.requirement("ORG-002")
+async def test_a_secret_is_not_kept_for_a_repeated_request(raw: httpx.AsyncClient, served: Served) -> None:
+    headers = served.headers(x_api_key=FIRST_KEY, idempotency_key="once")
+    first = await raw.post("/v1/organizations/api_keys", json={"name": "k"}, headers=headers)
+    assert first.status_code == 200
+    again = await raw.post("/v1/organizations/api_keys", json={"name": "k"}, headers=headers)
+    refused(again, 409, "conflict_error", "idempotency-key: the request was done, and its answer held a secret")
+    assert first.json()["secret"] not in again.text
+    assert len(await keys.list_keys(served.services.db)) == 4  # the first, mine, theirs and this one
+
+
 @pytest.mark.requirement("ORG-009")
 async def test_one_workspaces_administrator_keeps_to_it(served: Served, owner: AsyncAnthropic, raw: httpx.AsyncClient) -> None:
     theirs = await keys.list_keys(served.services.db, workspace_id=served.stranger.workspace_id)
@@ -191,7 +202,9 @@ async def test_one_workspaces_administrator_keeps_to_it(served: Served, owner: A
         for call in (
             lambda: organization.workspaces.retrieve(served.stranger.workspace_id),
             lambda: organization.workspaces.update(served.stranger.workspace_id, name="x"),
+            lambda: organization.workspaces.archive(served.stranger.workspace_id),
             lambda: organization.workspaces.rate_limits.list(served.stranger.workspace_id),
+            lambda: organization.workspaces.rate_limits.update("rl_01x", workspace_id=served.stranger.workspace_id, limits=[]),
             lambda: organization.api_keys.retrieve(theirs[0].id),
             lambda: organization.api_keys.update(theirs[0].id, status="archived"),
             lambda: create_key(admin, name="k", workspace_id=served.stranger.workspace_id),

@@ -112,6 +112,7 @@ async def listed(process: Process, session_id: str) -> list[dict[str, object]]:
         return [event.json() for event in await read.after(tx, session_id, 0, limit=10_000)]
 
 
+@pytest.mark.requirement("EVT-094")
 async def test_two_processes_deliver_the_same_log_to_early_and_late_readers(database_url: str) -> None:
     async with process(database_url) as one, process(database_url) as two:
         session_id, thread_id = await sessions.session(one.db, await sessions.workspace(one.db))

@@ -35,6 +35,7 @@ def compactions(watch: Watch) -> int:
     return watch.types.count(COMPACTED)
 
 
+@pytest.mark.requirement("EVT-120")
 async def test_a_session_of_many_contexts_runs_on(server: Stack) -> None:
     session = await server.session(summarising())
     async with server.watching(session) as watch:
@@ -60,6 +61,7 @@ async def test_a_session_of_many_contexts_runs_on(server: Stack) -> None:
     assert set(watch.logged[first].to_dict()) == {"id", "type", "processed_at"}
 
 
+@pytest.mark.requirement("EVT-120")
 async def test_a_turn_of_many_contexts_runs_on(server: Stack) -> None:
     """The agent works on through compactions in the midst of its turn, and each time asks about its last result first."""
 
@@ -80,6 +82,7 @@ async def test_a_turn_of_many_contexts_runs_on(server: Stack) -> None:
     assert after.user_texts[0].endswith("Go on from there.")
 
 
+@pytest.mark.requirement("EVT-121")
 async def test_what_the_user_said_last_survives_word_for_word(server: Stack) -> None:
     session = await server.session(summarising())
     async with server.watching(session) as watch:
@@ -114,6 +117,7 @@ async def test_a_message_larger_than_the_context_is_cut_for_the_model_only(serve
     assert [event.is_error for event in watch.logged if event.type == "span.model_request_end"] == [True, False, False]
 
 
+@pytest.mark.requirement("EVT-122")
 async def test_too_many_compactions_in_a_row_end_the_turn_and_a_new_message_begins_afresh(server: Stack) -> None:
     endless = True
 

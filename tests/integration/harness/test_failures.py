@@ -101,6 +101,7 @@ def check_failed_span(start: Any, end: Any) -> None:
     assert set(end.model_usage.to_dict().values()) == {0}
 
 
+@pytest.mark.requirement("EVT-095")
 @pytest.mark.parametrize("case", RETRIED)
 async def test_what_may_pass_is_tried_again_in_the_open(server: Stack, case: str) -> None:
     reply, error_type = RETRIED[case]
@@ -138,6 +139,7 @@ async def test_a_refused_connection_is_tried_again(server: Stack, meddler: Meddl
     assert watch.types[-6:] == [*ANSWERED, *IDLE]
 
 
+@pytest.mark.requirement("EVT-095")
 @pytest.mark.parametrize("status", GIVEN_UP)
 async def test_what_will_be_refused_again_ends_the_turn_at_once(server: Stack, status: int) -> None:
     session = await server.session([fail(status, "not like this"), "better"])
@@ -152,6 +154,7 @@ async def test_what_will_be_refused_again_ends_the_turn_at_once(server: Stack, s
     assert again.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-096")
 async def test_tries_are_bounded_and_what_waits_is_flushed(server: Stack) -> None:
     session = await server.session(lambda _request: fail(529))
     async with server.watching(session) as watch:
@@ -163,6 +166,7 @@ async def test_tries_are_bounded_and_what_waits_is_flushed(server: Stack) -> Non
     assert watch.logged[-1].stop_reason.type == "retries_exhausted"
 
 
+@pytest.mark.requirement("EVT-096")
 async def test_a_new_streak_is_told_anew(server: Stack) -> None:
     session = await server.session([fail(529), tool_use("bash", command="true"), fail(500), "done"], tools=TOOLSET)
     watch = await server.turn(session)
@@ -190,6 +194,7 @@ async def test_silence_between_two_events_is_bounded_not_the_whole_response(serv
     assert "session.error" not in watch.types
 
 
+@pytest.mark.requirement("EVT-098")
 async def test_a_cut_off_response_is_continued(server: Stack) -> None:
     from managed_agents.scripted_model import stop_reason
 
@@ -202,6 +207,7 @@ async def test_a_cut_off_response_is_continued(server: Stack) -> None:
     assert watch.types.count("session.status_running") == 1
 
 
+@pytest.mark.requirement("EVT-098")
 async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: Stack) -> None:
     from managed_agents.scripted_model import broken_tool_use, stop_reason
 
@@ -212,6 +218,7 @@ async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: S
     assert "output limit" in result.content[0].text
 
 
+@pytest.mark.requirement("EVT-097")
 async def test_calls_of_a_refused_response_do_not_run(server: Stack) -> None:
     from managed_agents.scripted_model import refuse
 

@@ -178,6 +178,7 @@ async def test_glob_is_newest_first_and_recurses(run: Run) -> None:
     assert len(text(await run("glob", pattern="g/many/*")).split("\n")) == 100
 
 
+@pytest.mark.requirement("OBS-049")
 async def test_grep(run: Run) -> None:
     script = (
         "rm -rf s; mkdir s && cd s && echo needle one > a; echo other > b; yes needle | head -20000 > c; "

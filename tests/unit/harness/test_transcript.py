@@ -168,9 +168,8 @@ def test_marks_stand_at_the_end_of_the_system_prompt_and_of_the_last_two_user_tu
 def test_a_compaction_leaves_the_summary_and_what_is_not_answered_yet() -> None:
     kept = {"type": "text", "text": "and hurry"}
     events = [MESSAGE, *answered("x", {"type": "text", "text": "Yes."})]
-    events.append(
-        ev.new_event("agent.thread_context_compacted", THREAD, private={"summary": "All said.", "kept": [kept], "system": []})
-    )
+    checkpoint = {"summary": "All said.", "kept": [kept], "system": [{"type": "text", "text": "Be brief."}]}
+    events.append(ev.new_event("agent.thread_context_compacted", THREAD, private=checkpoint))
     message, instructed = messages_of(events)
     assert (message["role"], instructed["role"]) == ("user", "system")
     assert message["content"][0]["text"].endswith("All said.")

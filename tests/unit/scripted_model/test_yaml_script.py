@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from managed_agents.scripted_model import Request, ScriptError, load_script
 from managed_agents.scripted_model.reply import Cut, End, Fail, Pace, Stall, Text, Thinking, ToolUse, parts_of
+from managed_agents.scripted_model.request import JUDGING
 from managed_agents.scripted_model.yaml_script import load_yaml
 
 
@@ -100,6 +102,28 @@ def test_every_word_of_a_reply() -> None:
 def test_when_a_rule_applies(when: str, asked: Request, matches: bool) -> None:
     found = answer(f"  - when: {{{when}}}\n    reply: rule\n  - reply: other\n", asked)
     assert found == [Text("rule" if matches else "other")]
+
+
+def judging(tool: str, command: str) -> Request:
+    call = {"instructions": "", "conversation": [], "call": {"tool": tool, "input": {"command": command}}}
+    said = {"role": "user", "content": orjson.dumps(call).decode()}
+    body: dict[str, Any] = {"model": "m", "max_tokens": 9, "system": f"{JUDGING} …", "messages": [said]}
+    return Request(body, {}, 1, lambda _key: 1)
+
+
+def test_only_rules_about_judging_answer_a_judge_and_without_them_all_is_allowed() -> None:
+    assert answer("  - reply: other\n", judging("bash", "ls")) == [Text("ALLOW")]
+    rules = """
+  - when: {judging: bash, last_user_contains: "rm "}
+    reply: deny
+  - when: {judging: any}
+    reply: unsure
+  - reply: other
+"""
+    assert answer(rules, judging("bash", "rm -rf /")) == [Text("deny")]
+    assert answer(rules, judging("bash", "ls")) == [Text("unsure")]
+    assert answer(rules, judging("write", "rm ")) == [Text("unsure")]
+    assert answer(rules, request()) == [Text("other")]
 
 
 def test_groups_fill_holes() -> None:

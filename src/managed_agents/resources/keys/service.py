@@ -177,8 +177,8 @@ async def create_for_environment(
     """Make an environment key. Raises `NotFound` for an unknown environment."""
     secret = SecretStr(ENVIRONMENT_SECRET_PREFIX + secrets.token_urlsafe(32))
     async with db.transaction() as tx:
-        await _count_below_limit(tx, workspace_id)
         await _check_environment(tx, workspace_id, environment_id, live=True)
+        await _count_below_limit(tx, workspace_id)
         values = {
             "workspace_id": workspace_id,
             "environment_id": environment_id,

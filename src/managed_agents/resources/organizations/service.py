@@ -107,7 +107,7 @@ async def create_workspace(db: Database, name: str) -> Workspace:
 
 async def create(db: Database, reach: Reach, command: CreateWorkspace) -> Workspace:
     """Create a workspace. Raises `Conflict` when the name is taken, `PermissionDenied` for one workspace's administrator."""
-    _organization_only(reach)
+    organization_only(reach)
     served.check(command)
     workspace_id = new_id(WORKSPACE)
     values: dict[str, Any] = {
@@ -219,9 +219,9 @@ async def archive(db: Database, reach: Reach, workspace_id: str) -> Workspace:
 
     What runs in it runs to its end; nobody can reach it any more.
     """
-    _organization_only(reach)
     async with db.transaction() as tx:
         stored = await retrieve_within(tx, reach, workspace_id, lock=True)
+        organization_only(reach)
         if stored.is_default:
             raise InvalidRequest("The default workspace cannot be archived")
         if stored.archived_at is not None:
@@ -252,7 +252,8 @@ def _within(reach: Reach) -> Select[*tuple[Any, ...]]:
     return statement
 
 
-def _organization_only(reach: Reach) -> None:
+def organization_only(reach: Reach) -> None:
+    """Refuse an administrator of one workspace, after what it may not even see was not found. Raises `PermissionDenied`."""
     if reach.workspace_id is not None:
         raise PermissionDenied(
             "This needs an admin key of the organization's default workspace", error_code="api_key_scope_missing"

@@ -11,10 +11,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from managed_agents.core import ids
-from managed_agents.core.errors import InvalidRequest, NotFound, PermissionDenied
+from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.db.engine import Database, Tx
 from managed_agents.resources.keys.rights import ring
-from managed_agents.resources.organizations.service import retrieve_within
+from managed_agents.resources.organizations.service import organization_only, retrieve_within
 from managed_agents.resources.rate_limits.schemas import (
     ListRateLimitsQuery,
     ListWorkspaceRateLimitsQuery,
@@ -73,12 +73,9 @@ async def update_workspace(
 ) -> dict[str, Any]:
     """Set or clear overrides of one group, everywhere at once. Raises `NotFound`, `PermissionDenied`."""
     kinds = {rate_limit_id(reach.organization_id, kind): kind for kind in limits}
-    if reach.workspace_id is not None:
-        raise PermissionDenied(
-            "This needs an admin key of the organization's default workspace", error_code="api_key_scope_missing"
-        )
     async with db.transaction() as tx:
         await retrieve_within(tx, reach, workspace_id, lock=True)
+        organization_only(reach)
         if entry_id not in kinds:
             raise NotFound("Rate limit not found.")
         kind = kinds[entry_id]
