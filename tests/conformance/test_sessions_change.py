@@ -63,7 +63,6 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
         ({"vault_ids": []}, "vault_ids"),
         ({"vault_ids": None}, "vault_ids"),
         ({"vault_ids": ["vlt_01x"]}, "vault_ids"),
-        ({"budget": None}, "budget"),
         ({"budget": {"type": "limit"}}, "budget"),
         ({"agent": {"tools": []}}, "agent"),
         ({"model": "x"}, "model"),

@@ -199,8 +199,10 @@ def running(thread_id: str, agent_name: str) -> list[NewEvent]:
     ]
 
 
-def idle(thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json | None = None) -> list[NewEvent]:
-    """The three events that close a running period, in their fixed order."""
+def idle(
+    thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json | None = None, *, of_session: Json | None = None
+) -> list[NewEvent]:
+    """The three events that close a running period, in their fixed order. `of_session` is its reason where it differs."""
     return [
         new_event(
             "session.thread_status_idle",
@@ -213,7 +215,7 @@ def idle(thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json 
             },
         ),
         usage_event(thread_id),
-        new_event("session.status_idle", thread_id, {"stop_reason": stop_reason, "stop_details": stop_details}),
+        new_event("session.status_idle", thread_id, {"stop_reason": of_session or stop_reason, "stop_details": stop_details}),
     ]
 
 

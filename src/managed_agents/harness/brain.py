@@ -16,7 +16,7 @@ from managed_agents.harness.turn import Turn
 class Harness(Protocol):
     """The pure core of a brain."""
 
-    def decide(self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None) -> decisions.Step:
+    def decide(self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, at_cap: bool) -> decisions.Step:
         """Choose the next step; see `decide.py`."""
         ...
 
@@ -36,8 +36,8 @@ class Harness(Protocol):
 class StandardHarness:
     """One model, its tools, one thread."""
 
-    def decide(self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None) -> decisions.Step:
-        return decisions.decide(turn, inbox, due_in_seconds=due_in_seconds)
+    def decide(self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, at_cap: bool) -> decisions.Step:
+        return decisions.decide(turn, inbox, due_in_seconds=due_in_seconds, at_cap=at_cap)
 
     def build_request(
         self,

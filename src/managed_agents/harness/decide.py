@@ -49,10 +49,18 @@ class RequestModel:
 
 @dataclass(frozen=True, slots=True)
 class GoIdle:
-    """The turn is over."""
+    """The turn is over. `of_session` is the session's reason where it is not the thread's."""
 
     stop_reason: str
     stop_details: dict[str, Any] | None = None
+    of_session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAtCap:
+    """The budget lets no further model request begin: take up what waits, and go idle until it is raised."""
+
+    taken: tuple[QueuedEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +84,14 @@ class Rest:
     """Nothing to do at all."""
 
 
-Step = CloseSpan | Interrupt | RunTools | RequestModel | GoIdle | StopExhausted | Park | Rest
+Step = CloseSpan | Interrupt | RunTools | RequestModel | PauseAtCap | GoIdle | StopExhausted | Park | Rest
 
 
-def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None = None) -> Step:
+def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None = None, at_cap: bool = False) -> Step:
     """Choose the next step of a thread.
 
-    `inbox` holds everything that waits, oldest first; `due_in_seconds` is set while a retry is scheduled in the future.
+    `inbox` holds everything that waits, oldest first; `due_in_seconds` is set while a retry is scheduled in the future. `at_cap`:
+    an append of the last decision was refused because the budget is used up.
     """
     if turn.status == "terminated":
         return Rest()
@@ -101,6 +110,8 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
         return RunTools(tuple(turn.pending.values()))
     messages = tuple(event for event in inbox if event.type == "user.message")
     if messages or turn.owes_reply:
+        if at_cap:
+            return PauseAtCap(messages)
         if turn.rounds >= limits.TOOL_ROUNDS_PER_TURN_MAX + turn.failures:
             return StopExhausted(
                 "tool_use_limit_reached_error",
@@ -112,7 +123,8 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
         return Rest()
     if turn.stop_reason == "refusal":
         return GoIdle("refusal", turn.stop_details or {"type": "refusal", "category": None, "explanation": None})
-    return GoIdle("end_turn")
+    # The request that crossed the cap has finished the turn: the thread is done, the session accepts nothing more.
+    return GoIdle("end_turn", of_session="budget_reached" if at_cap else None)
 
 
 def backoff_seconds(failures: int, jitter: float, retry_after: float | None) -> float:

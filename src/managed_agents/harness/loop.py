@@ -18,7 +18,7 @@ from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog import interest
-from managed_agents.eventlog.append import NewInput
+from managed_agents.eventlog.append import BudgetReached, NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
@@ -107,10 +107,10 @@ class SessionRunner:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
             return
         context = self._context
-        before = (context.turn.seq, context.input_seq)
+        before = (context.turn.seq, context.input_seq, context.at_cap)
         while not await self._step():
             await context.refresh(self._parts.db)
-            after = (context.turn.seq, context.input_seq)
+            after = (context.turn.seq, context.input_seq, context.at_cap)
             # A step that changes nothing would be decided for ever.
             assert after != before, f"no progress at event {context.turn.seq}"
             before = after
@@ -122,7 +122,16 @@ class SessionRunner:
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
         context = self._context
-        step = self._parts.harness.decide(context.turn, context.inbox, due_in_seconds=context.due_in_seconds)
+        step = self._parts.harness.decide(
+            context.turn, context.inbox, due_in_seconds=context.due_in_seconds, at_cap=context.at_cap
+        )
+        try:
+            return await self._act(step)
+        except BudgetReached:
+            context.at_cap = True
+            return False
+
+    async def _act(self, step: steps.Step) -> bool:
         match step:
             case steps.CloseSpan(start_id):
                 await self._log([self._failed_span(start_id, cut=True)])
@@ -137,7 +146,12 @@ class SessionRunner:
             case steps.GoIdle():
                 await self._harvest()
                 faults.reach(BEFORE_IDLE)
-                return await self._rest(self._idle(step.stop_reason, step.stop_details), Rest())
+                idle = self._idle(step.stop_reason, step.stop_details, of_session=step.of_session)
+                return await self._rest(idle, Rest(), within_budget=step.stop_reason == "end_turn" and step.of_session is None)
+            case steps.PauseAtCap(taken):
+                await self._harvest()
+                events = [queued.taken_up() for queued in taken]
+                return await self._rest([*events, *self._idle("budget_reached")], Rest(), taken)
             case steps.Park(seconds):
                 return await self._rest([], Rest(due_in_seconds=seconds))
             case steps.Rest():
@@ -163,6 +177,7 @@ class SessionRunner:
         taken: Sequence[QueuedEvent] = (),
         rest: Rest | None = None,
         expect_input_seq: int | None = None,
+        within_budget: bool = False,
     ) -> list[StoredEvent]:
         append = Append(
             self.claim.session_id,
@@ -170,6 +185,7 @@ class SessionRunner:
             self._worker_id,
             self.claim.epoch,
             expect_input_seq=expect_input_seq,
+            within_budget=within_budget,
             taken=taken,
             rest=rest,
         )
@@ -177,15 +193,20 @@ class SessionRunner:
             await self._parts.appender.append(append)
         return append.stored
 
-    async def _log(self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = ()) -> list[StoredEvent]:
-        stored = await self._append(events, taken=taken)
+    async def _log(
+        self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = (), *, within_budget: bool = False
+    ) -> list[StoredEvent]:
+        stored = await self._append(events, taken=taken, within_budget=within_budget)
         await self._context.follow(self._parts.db, stored)
         return stored
 
-    async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
+    async def _rest(
+        self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = (), *, within_budget: bool = False
+    ) -> bool:
         """Append the resting step on the input it was decided on; False when that has moved."""
+        expected = self._context.input_seq
         try:
-            await self._append(events, taken=taken, rest=rest, expect_input_seq=self._context.input_seq)
+            await self._append(events, taken=taken, rest=rest, expect_input_seq=expected, within_budget=within_budget)
         except NewInput:
             return False
         return True
@@ -196,7 +217,8 @@ class SessionRunner:
         context = self._context
         start = ev.span_start(self._thread_id)
         opening = ev.running(self._thread_id, self._agent["name"]) if step.opens_period else []
-        stored = await self._log([*opening, *(queued.taken_up() for queued in step.taken), start], step.taken)
+        asking = [*opening, *(queued.taken_up() for queued in step.taken), start]
+        stored = await self._log(asking, step.taken, within_budget=True)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
@@ -350,5 +372,6 @@ class SessionRunner:
         """`cut`: not the model's fault, so it does not count as a failed try."""
         return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private={"cut": True} if cut else None)
 
-    def _idle(self, stop_reason: str, stop_details: ev.Json | None = None) -> list[NewEvent]:
-        return ev.idle(self._thread_id, self._agent["name"], {"type": stop_reason}, stop_details)
+    def _idle(self, stop_reason: str, stop_details: ev.Json | None = None, *, of_session: str | None = None) -> list[NewEvent]:
+        other = None if of_session is None else {"type": of_session}
+        return ev.idle(self._thread_id, self._agent["name"], {"type": stop_reason}, stop_details, of_session=other)

@@ -39,6 +39,8 @@ class Turn:
     stop_details: dict[str, Any] | None = None
     # A tool was called since the session was last idle: it may have left outputs.
     called_tools: bool = False
+    # The budget stopped the thread in the midst of its turn: it goes on when the session runs again.
+    paused: bool = False
     # The model was asked since the session was last idle, however that ended.
     begun: bool = False
 
@@ -52,6 +54,8 @@ class Turn:
                 self.status = "rescheduling"
             case "session.status_terminated":
                 self.status = "terminated"
+            case "session.thread_status_idle":
+                self.paused = event.json()["stop_reason"]["type"] == "budget_reached"
             case "session.status_idle":
                 self._idle()
             case "session.error":
@@ -77,7 +81,7 @@ class Turn:
     def _idle(self) -> None:
         self.status = "idle"
         self.begun = False
-        self.owes_reply = False
+        self.owes_reply = self.paused
         self.rounds = 0
         self.failures = 0
         self.failure_told = False

@@ -16,6 +16,7 @@ from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
 from managed_agents.eventlog.hints import Hints
+from managed_agents.resources.sessions import budgets
 from managed_agents.resources.sessions.schemas import UserInterrupt, UserMessage
 
 
@@ -45,10 +46,16 @@ def accept(head: log.Head, sent: Sequence[UserMessage | UserInterrupt]) -> Accep
     if head.archived or head.state.status == "terminated":
         raise InvalidRequest(f"Session {head.id} is archived or terminated and accepts no more events")
     accepted = Accepted()
-    for event in sent:
+    for index, event in enumerate(sent):
         _check_thread(head, event)
+        if head.at_cap:
+            budgets.check_accepted(event.type, index)
         new = _encoded(head.primary_thread_id, event)
         assert new.payload is not None
+        if head.at_cap and head.state.status == "idle":
+            # spec: an interrupt of a session that its budget has paused is accepted, ignored and never stored
+            accepted.echo.append(with_processed_at(new.payload, None))
+            continue
         idle = head.state.status == "idle" and head.owner is None and head.inbox_count == 0
         if idle and event.type == "user.interrupt":
             # Nothing to interrupt: history keeps it, nothing runs.

@@ -16,11 +16,12 @@ from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import fold
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.agents import service as agents
 from managed_agents.resources.environments import service as environments
-from managed_agents.resources.sessions import inputs, mounts
+from managed_agents.resources.sessions import budgets, inputs, mounts
 from managed_agents.resources.sessions.present import session_json
 from managed_agents.resources.sessions.schemas import CreateSession, ListSessions, UpdateSession
 from managed_agents.web import metadata, pagination
@@ -70,6 +71,7 @@ class Sessions:
                     agent=agent,
                     environment_config=environment.config,
                     primary_thread_id=thread_id,
+                    budget_cents=budgets.checked(body.budget, agent["model"]["id"]),
                     title=body.title,
                     metadata=metadata.checked(body.metadata or {}),
                     created_at=at,
@@ -103,10 +105,10 @@ class Sessions:
             return await _read(tx, workspace_id, session_id)
 
     async def update(self, workspace_id: WorkspaceId, session_id: str, body: UpdateSession) -> Json:
-        """Set title, merge metadata; what really changed is told by one `session.updated`.
+        """Set title and budget, merge metadata; what really changed is told by one `session.updated`.
 
         Raises:
-            NotFound. InvalidRequest: archived, or too much metadata.
+            NotFound. InvalidRequest: archived, too much metadata, or a budget that cannot be set.
         """
         sent = body.model_fields_set
         appended: list[ev.StoredEvent] = []
@@ -121,13 +123,26 @@ class Sessions:
             labels = metadata.merged(stored.metadata, body.metadata or {})
             if labels != stored.metadata:
                 changed["metadata"] = labels
+            resumes = False
+            if "budget" in sent and budgets.change(head, body.budget):
+                changed["budget"] = fold.budget_json(head.budget_cents)
+                resumes = await budgets.resumes(tx, head)
             if changed:
-                await tx.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(**changed))
+                values = {name: value for name, value in changed.items() if name != "budget"}
+                values["budget_cents"] = head.budget_cents
+                await tx.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(**values))
                 # spec: beta_managed_agents_session_updated_event.py, metadata is absent when it became empty
                 told = {key: value for key, value in changed.items() if key != "metadata" or value}
                 appended = head.append([ev.new_event("session.updated", head.primary_thread_id, told)])
+                if resumes:
+                    appended += head.append(ev.running(head.primary_thread_id, head.agent_name))
+                if "budget" in changed:
+                    # Whoever runs the session has to look at it again.
+                    head.input_seq += 1
                 await log.write(tx, [head])
             answer = await _read(tx, workspace_id, session_id)
+        if "budget" in changed:
+            self.hints.work(session_id)
         if appended:
             self.hints.appended(appended)
         return answer
