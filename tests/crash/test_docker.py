@@ -39,7 +39,9 @@ async def test_a_command_in_a_container_runs_once_though_its_worker_was_killed(
     session_id = await make_session(client)
     async with following(client, session_id) as follower:
         await say(client, session_id, "work")
-        container = await until(lambda: docker("ps", "-q", "--filter", f"label=managed-agents.session={session_id}"))
+        # By name as well: what makes volumes ready bears the session's label too.
+        mine = ("--filter", f"label=managed-agents.session={session_id}", "--filter", "name=^ma-")
+        container = await until(lambda: docker("ps", "-q", *mine))
         assert container is not None
         side = f"/workspace/{script.SIDE}"
         await until(lambda: docker("exec", container, "cat", side))

@@ -6,16 +6,18 @@ import anyio
 from fastapi import APIRouter, FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from starlette.responses import Response
 
 from managed_agents.db.engine import Database
+from managed_agents.db.revisions import revisions
 from managed_agents.web.responses import Json
 from managed_agents.web.state import Db
 
 log = logging.getLogger(__name__)
 
 READY_SECONDS_MAX = 3.0
+_REVISION = text("SELECT version_num FROM alembic_version")
 
 router = APIRouter()
 
@@ -41,15 +43,26 @@ async def readiness(db: Database) -> Response:
 
 
 async def unready_reason(db: Database) -> str | None:
-    """Say why this process cannot serve, None when it can."""
+    """Say why this process cannot serve and what to do, None when it can.
+
+    A database of a newer release is served: migrations only add until no older process is left, and the old processes
+    must go on while the new ones start.
+    """
     try:
         with anyio.fail_after(READY_SECONDS_MAX):
             async with db.transaction() as tx:
-                migrated = await tx.scalar(text("select to_regclass('api_keys') is not null"))
+                revision = await tx.scalar(_REVISION)
+    except ProgrammingError:  # no such table
+        revision = None
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("not ready", extra={"cause": repr(error)})
-        return "database unreachable"
-    return None if migrated else "database schema missing"
+        return "database unreachable: check that Postgres runs and that MANAGED_AGENTS_DATABASE_URL is right"
+    ours = revisions()
+    if revision is None:
+        return "database schema missing: run `managed-agents migrate`"
+    if revision != ours.head and revision in ours.known:
+        return f"database schema is at revision {revision}, this release needs {ours.head}: run `managed-agents migrate`"
+    return None
 
 
 def metrics_response() -> Response:

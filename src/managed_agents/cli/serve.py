@@ -8,6 +8,7 @@ import click
 
 from managed_agents.cli.flags import CONTEXT_SETTINGS, read_settings, setting_flags, variable
 from managed_agents.core.settings import Settings
+from managed_agents.processes import parent
 
 _DATABASE = ("database_url", "db_pool")
 _PLACES = ("data_dir", "run_dir", "blob_store", "master_key_file")
@@ -106,4 +107,6 @@ def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Setti
     try:
         anyio.run(main, settings, backend_options={"use_uvloop": True})
     except CannotStart as error:
-        raise click.ClickException(str(error)) from None
+        failure = click.ClickException(str(error))
+        failure.exit_code = parent.CANNOT_START_STATUS
+        raise failure from None

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from contextvars import ContextVar
 
 import orjson
@@ -14,6 +15,34 @@ _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "taskName",
     "color_message",  # uvicorn's second form of its message, for terminals
 }
+
+
+REPEAT_SECONDS = 60.0
+
+
+class Trouble:
+    """One kind of trouble that is retried for as long as it lasts: said when it begins, once a minute, and when it is over."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._since: float | None = None
+        self._said_at = 0.0
+
+    def report(self, message: str, *arguments: object) -> None:
+        """It happened (again)."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        elif now - self._said_at < REPEAT_SECONDS:
+            return
+        self._said_at = now
+        self._logger.warning(message, *arguments, extra={"for_seconds": round(now - self._since, 1)})
+
+    def over(self, message: str, *arguments: object) -> None:
+        """It went well: says so when there was trouble before."""
+        if self._since is not None:
+            self._logger.info(message, *arguments, extra={"for_seconds": round(time.monotonic() - self._since, 1)})
+            self._since = None
 
 
 class JsonFormatter(logging.Formatter):

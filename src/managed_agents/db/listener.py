@@ -12,6 +12,7 @@ import anyio
 import orjson
 
 from managed_agents.core import limits
+from managed_agents.core.logs import Trouble
 from managed_agents.db.connection import TROUBLE, connect
 
 logger = logging.getLogger(__name__)
@@ -47,15 +48,17 @@ class Doorbell:
 
     async def run(self) -> None:
         """Send until cancelled, reconnecting for ever."""
+        trouble = Trouble(logger)
         while True:
             try:
                 connection = await connect(self._database_url)
+                trouble.over("doorbell connection is back")
                 try:
                     await self._send_forever(connection)
                 finally:
                     connection.terminate()
             except TROUBLE as error:
-                logger.warning("doorbell connection lost: %s", error or type(error).__name__)
+                trouble.report("doorbell connection lost: %s", error or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
 
     async def _send_forever(self, connection: Any) -> None:
@@ -96,6 +99,7 @@ async def listen(
 
     `on_connect` runs after each (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
     """
+    trouble = Trouble(logger)
     while True:
         try:
             connection = await connect(database_url)
@@ -106,12 +110,13 @@ async def listen(
                     await connection.add_listener(channel, _callback(listener))
                 if on_connect is not None:
                     await on_connect()
+                trouble.over("listening connection is back")
                 await closed.wait()
             finally:
                 connection.terminate()
-            logger.warning("listening connection closed by the server")
+            trouble.report("listening connection closed by the server")
         except TROUBLE as error:
-            logger.warning("listening connection lost: %s", error or type(error).__name__)
+            trouble.report("listening connection lost: %s", error or type(error).__name__)
         await anyio.sleep(RECONNECT_SECONDS)
 
 

@@ -3,17 +3,11 @@
 Any number of processes may do so at the same time: `migrations/env.py` takes an advisory lock.
 """
 
-from pathlib import Path
-
 from alembic import command
 from alembic.config import Config
 from anyio import to_thread
 
-
-def migrations_directory() -> Path:
-    """Where the migrations are: inside the package in a wheel, at the top level of a checkout."""
-    installed = Path(__file__).with_name("migrations")
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "migrations"
+from managed_agents.db.revisions import migrations_directory
 
 
 def configuration(database_url: str) -> Config:

@@ -19,6 +19,7 @@ import anyio
 from sqlalchemy import text
 
 from managed_agents.core import clock, ids, limits
+from managed_agents.core.logs import Trouble
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import read
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
@@ -171,6 +172,7 @@ class Hub:
 
     async def run(self) -> None:
         """Read for the channels until cancelled: on a ring, and every `POLL_SECONDS` in any case."""
+        trouble = Trouble(logger)
         while True:
             with anyio.move_on_after(limits.POLL_SECONDS):
                 await self._wake.wait()
@@ -182,8 +184,9 @@ class Hub:
             try:
                 with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
                     await self._read(dirty)
+                trouble.over("reading for streams works again")
             except Exception as error:  # noqa: BLE001  # supervisor: whatever it was, the next poll tries again
-                logger.warning("reading for %d streams failed: %s: %s", len(dirty), type(error).__name__, error)
+                trouble.report("reading for %d streams failed: %s: %s", len(dirty), type(error).__name__, error)
                 await anyio.sleep(limits.POLL_SECONDS)
 
     async def _read(self, session_ids: set[str]) -> None:

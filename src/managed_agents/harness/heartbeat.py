@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 
 from managed_agents.core import ids, limits
+from managed_agents.core.logs import Trouble
 from managed_agents.db.connection import TROUBLE, connect
 from managed_agents.harness.lease import LOCK_CLASS
 
@@ -26,13 +27,15 @@ async def live(database_url: str, *, ttl_seconds: float, work: Callable[[str], A
 
     Returns when `work` returns. Cancelling it unregisters the worker, so that its sessions are free at once.
     """
+    trouble = Trouble(logger)
     while True:
         try:
             connection = await connect(database_url)
         except TROUBLE as error:
-            logger.warning("no database for the heartbeat: %s", error or type(error).__name__)
+            trouble.report("no database for the heartbeat: %s", error or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
             continue
+        trouble.over("the database is back for the heartbeat")
         try:
             if await _live_once(connection, ttl_seconds=ttl_seconds, work=work):
                 return

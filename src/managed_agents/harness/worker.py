@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.core import faults, limits
 from managed_agents.core.errors import TransientError
+from managed_agents.core.logs import Trouble
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import WORK_CHANNEL, listen
 from managed_agents.eventlog.append import LeaseLost, SessionGone, TakenAlready
@@ -73,12 +74,14 @@ class Worker:
 
     async def _forever(self, look: Callable[[], Awaitable[None]], every_seconds: float) -> None:
         """Supervise one reconciler: a failed look is logged and tried again."""
+        trouble = Trouble(logger)
         while True:
             try:
                 with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
                     await look()
+                trouble.over("the database is back")
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                logger.warning("database trouble: %s: %s", type(error).__name__, error)
+                trouble.report("database trouble: %s: %s", type(error).__name__, error)
                 await anyio.sleep(limits.POLL_SECONDS)
             await anyio.sleep(every_seconds)
 

@@ -6,14 +6,13 @@ from managed_agents.api.app import create_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
-from managed_agents.encryption.keyring import LocalKeyProvider
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PREVIEW_CHANNEL
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
-from managed_agents.processes.settings import blob_store
+from managed_agents.processes.settings import blob_store, key_provider
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
@@ -29,7 +28,7 @@ async def run(settings: Settings) -> None:
     hints = Hints(hub, doorbell)
     services = Services(
         db=db,
-        keys=KeyDirectory(db, LocalKeyProvider(settings.effective_master_key_file).derive(API_KEYS)),
+        keys=KeyDirectory(db, key_provider(settings).derive(API_KEYS)),
         blobs=blob_store(settings),
         sessions=Sessions(db, hints),
         events=SessionEvents(db, hints, hub),

@@ -10,6 +10,8 @@ import time
 
 VARIABLE = "MANAGED_AGENTS_SUPERVISED"
 GRACE_SECONDS = 20.0
+CANNOT_START_STATUS = 78
+"""Exit status of a process whose settings are wrong (EX_CONFIG of sysexits.h): starting it again does not help."""
 
 
 def watch() -> None:

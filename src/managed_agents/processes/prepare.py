@@ -4,9 +4,8 @@ from managed_agents.core.settings import Settings
 from managed_agents.db import migrate
 from managed_agents.db.connection import TROUBLE, connect
 from managed_agents.db.engine import Database
-from managed_agents.encryption.keyring import LocalKeyProvider
 from managed_agents.processes.purposes import API_KEYS
-from managed_agents.processes.settings import CannotStart
+from managed_agents.processes.settings import CannotStart, key_provider
 from managed_agents.resources.keys import service as keys
 
 
@@ -23,7 +22,7 @@ async def run(settings: Settings) -> None:
     except TROUBLE as error:
         raise CannotStart(f"the database of MANAGED_AGENTS_DATABASE_URL cannot be used: {error}") from None
     await migrate.upgrade(database_url)
-    provider = LocalKeyProvider(settings.effective_master_key_file)
+    provider = key_provider(settings)
     if settings.api_key is None:
         return
     db = Database(database_url, pool=1, application_name="managed-agents migrate")

@@ -6,10 +6,14 @@ from urllib.parse import unquote, urlsplit
 from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.blobstore.store import BlobStore
 from managed_agents.core.settings import Settings
+from managed_agents.encryption.keyring import LocalKeyProvider, MasterKeyUnreadable
 
 
 class CannotStart(Exception):
-    """A process cannot start with these settings; the message says what to do."""
+    """A process cannot start with these settings; the message says what to do.
+
+    It ends with `parent.CANNOT_START_STATUS`, so that a supervisor does not try again what cannot go better.
+    """
 
 
 def blob_store(settings: Settings) -> BlobStore:
@@ -22,3 +26,15 @@ def blob_store(settings: Settings) -> BlobStore:
     if url.scheme != "file" or url.netloc:
         raise CannotStart(f"MANAGED_AGENTS_BLOB_STORE={settings.effective_blob_store}: only file:///absolute/path is served yet")
     return LocalBlobStore(Path(unquote(url.path)))
+
+
+def key_provider(settings: Settings) -> LocalKeyProvider:
+    """The keys of this installation; makes the master key when there is none.
+
+    Raises:
+        CannotStart: the file is not one of ours, or may not be read.
+    """
+    try:
+        return LocalKeyProvider(settings.effective_master_key_file)
+    except MasterKeyUnreadable as error:
+        raise CannotStart(f"{error}. Restore it from the backup: a new one would make every API key useless.") from None

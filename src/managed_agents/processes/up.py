@@ -84,7 +84,7 @@ class Child:
         """Notice a death, and start again when it is time. Return whether anything changed.
 
         Raises:
-            CannotStart: it keeps dying young.
+            CannotStart: its settings are wrong, or it keeps dying young.
         """
         if self._process is None:
             if time.monotonic() < self._start_at:
@@ -98,6 +98,8 @@ class Child:
         healthy = time.monotonic() - self._started_at >= HEALTHY_SECONDS
         self._early_deaths = 0 if healthy else self._early_deaths + 1
         self._forget()
+        if status == parent.CANNOT_START_STATUS:
+            raise CannotStart(f"the {self.name} process cannot start with these settings; its message is above")
         if self._early_deaths > EARLY_DEATHS_MAX:
             raise CannotStart(f"the {self.name} process ends again and again ({_reason(status)}); its output is above")
         delay = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** max(0, self._early_deaths - 1))

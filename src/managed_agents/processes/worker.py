@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
+from managed_agents.core.logs import Trouble
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
@@ -177,10 +178,12 @@ def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
 
 async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:
     """Supervise one reconciler: a failed look is logged and tried again."""
+    trouble = Trouble(logger)
     while True:
         try:
             with anyio.fail_after(LOOK_SECONDS_MAX):
                 await look()
+            trouble.over("%s works again", name)
         except (SQLAlchemyError, SandboxError, OSError, TimeoutError) as error:
-            logger.warning("%s failed: %s: %s", name, type(error).__name__, error)
+            trouble.report("%s failed: %s: %s", name, type(error).__name__, error)
         await anyio.sleep(every_seconds)

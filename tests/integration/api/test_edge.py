@@ -304,7 +304,7 @@ async def test_health_and_metrics(raw: httpx.AsyncClient, served: Served) -> Non
     assert 'route="/v1/agents/{agent_id}"' in exposed
     assert "agent_x" not in exposed
     async with served.services.db.transaction() as tx:
-        await tx.execute(text("DROP TABLE api_keys"))
+        await tx.execute(text("DROP TABLE alembic_version"))
     answer = await raw.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "unready")
 

@@ -1,6 +1,7 @@
 """What the tests of this folder share: a backend in a directory of its own, calls, texts."""
 
 import itertools
+import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from managed_agents.sandbox import disk
 from managed_agents.sandbox.backend import Call, Limits, Outcome, SandboxBackend, SandboxSpec
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
@@ -73,6 +75,10 @@ class Bench:
 
 
 KINDS = ("docker", "docker-volume", "local", "local-mapped")
+# An unprivileged local sandbox does not isolate the runner from the commands.
+ISOLATED = KINDS if os.geteuid() == 0 else ("docker", "docker-volume")
+# Without root there is no sized disk, and "docker" falls back to volumes.
+SIZED = ("docker",) if disk.supported() else ()
 
 
 def only(*kinds: str) -> pytest.MarkDecorator:

@@ -140,7 +140,8 @@ class Children:
             self._process.wait()
             self._process = None
 
-    def _hand_over(self, sock: socket.socket) -> None:
+    def _hand_over(self, sock: socket.socket) -> subprocess.Popen[bytes]:
+        """Give the process a request's socket; return the process that has it."""
         if self._process is None or self._process.poll() is not None:
             self.start()
         assert self._control is not None
@@ -150,6 +151,8 @@ class Children:
             # It died since we looked.
             self.start()
             socket.send_fds(self._control, [b"x"], [sock.fileno()])
+        assert self._process is not None
+        return self._process
 
     @asynccontextmanager
     async def open(self, header: frames.Header) -> AsyncGenerator[Channel]:
@@ -170,7 +173,7 @@ class Children:
         try:
             with theirs:
                 ours.setblocking(False)
-                self._hand_over(theirs)
+                process = self._hand_over(theirs)
             channel = Channel(ours)
             await channel.send(header)
             if await channel.begun(min(float(header["seconds"]), BEGIN_SECONDS_MAX)):
@@ -179,7 +182,9 @@ class Children:
             ours.close()
             raise
         ours.close()
-        self.stop()
+        if self._process is process:
+            # Not its successor, to which another request may have gone meanwhile.
+            self.stop()
         if not retry:
             raise ChildFailed("ended", "the process of the file tools does not answer")
         return await self._begin(header, retry=False)

@@ -16,7 +16,8 @@ import os
 from .children import ChildFailed, Children
 from .config import Config
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS_MIN = 0.5
+LOOK_SHARE = 0.1  # of the time, at most, is spent on looking
 MEASURE_SECONDS_MAX = 60.0
 
 
@@ -52,9 +53,13 @@ class Quota:
         if self.bytes_max is None:
             await asyncio.Event().wait()
         lowest = self._used
+        clock = asyncio.get_running_loop().time
+        pause = LOOK_SECONDS_MIN
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(pause)
+            begun = clock()
             used = await self._measure()
+            pause = max(LOOK_SECONDS_MIN, (clock() - begun) / LOOK_SHARE)
             if self.bytes_max is not None and used > max(self.bytes_max, lowest):
                 return
             lowest = min(lowest, used)
