@@ -19,6 +19,10 @@ environment: ## Virtual environment from the lock (seconds when it is up to date
 setup: ## Everything a fresh machine needs: environment, Docker engine, sandbox image
 	@scripts/setup
 
+.PHONY: clients
+clients: environment ## Other SDKs that the tests drive: an older Python release, TypeScript
+	@scripts/setup clients
+
 .PHONY: check
 check: environment ## Format, lint, types, import contracts, migrations against tables, generated pages
 	.venv/bin/ruff format --check .
@@ -34,12 +38,12 @@ format: environment ## Format and fix what can be fixed by itself
 	.venv/bin/ruff check --fix .
 
 .PHONY: test
-test: setup check ## All checks and tests, at most 20 minutes
+test: setup clients check ## All checks and tests, at most 20 minutes
 	@mkdir -p .state
 	$(PYTEST) -m "not full" --junitxml=.state/tests.xml $(ARGS)
 
 .PHONY: test-full
-test-full: setup check ## `test` and what takes long
+test-full: setup clients check ## `test` and what takes long
 	@mkdir -p .state
 	$(PYTEST) --junitxml=.state/tests-full.xml $(ARGS)
 

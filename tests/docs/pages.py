@@ -54,4 +54,4 @@ def examples(page: Path) -> list[Example]:
 
 def markdown_pages() -> list[Path]:
     """Every page of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])

@@ -1,6 +1,6 @@
 """The application factory.
 
-The framework serves as router only: its documentation pages, redirects and error bodies are off, so that
+The framework serves as router only: its generated documentation, redirects and error bodies are off, so that
 whatever leaves the server is ours. Lifespan belongs to `processes/`, which builds the services before and
 disposes of them after.
 """
@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from managed_agents.api import health
+from managed_agents.api import health, reference
 from managed_agents.resources.agents.routes import router as agents
 from managed_agents.resources.environments.routes import router as environments
 from managed_agents.resources.files.routes import router as files
@@ -17,7 +17,7 @@ from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.routes import router as sessions
 from managed_agents.web.edge import Edge, http_exception_response
 
-ROUTERS: tuple[APIRouter, ...] = (health.router, agents, environments, sessions, files)
+ROUTERS: tuple[APIRouter, ...] = (health.router, reference.router, agents, environments, sessions, files)
 
 
 def create_app(services: Services) -> FastAPI:

@@ -4,11 +4,13 @@ Statements are SQLAlchemy Core on an `AsyncConnection`; rows become frozen model
 that receive a `tx` never commit. No network call of ours happens inside a transaction.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, NewType
 
 import orjson
+from anyio import get_current_task
 from asyncpg import InternalClientError
 from sqlalchemy import MetaData, event
 from sqlalchemy.engine import URL, AdaptedConnection, make_url
@@ -71,6 +73,36 @@ def _bound_transactions(dbapi_connection: AdaptedConnection, _record: object) ->
     dbapi_connection.run_async(_set_transaction_timeout)
 
 
+class UnitOfWork:
+    """A transaction that every transaction of one task joins until it ends."""
+
+    def __init__(self, database: "Database", tx: Tx) -> None:
+        self.database = database
+        self.after_commit: list[Callable[[], None]] = []
+        self._tx = tx
+        self._task = get_current_task().id
+
+    @asynccontextmanager
+    async def joined(self) -> AsyncGenerator[Tx]:
+        """Run the block inside a savepoint: its failure undoes it alone, and only the unit commits."""
+        assert get_current_task().id == self._task, "a unit of work belongs to one task"
+        async with self._tx.begin_nested():
+            yield self._tx
+
+
+# Ambient on purpose (adr/0014): whatever a request does must join, also code that never heard of it.
+_unit: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
+
+
+def after_commit(call: Callable[[], None]) -> None:
+    """Call at once what follows a commit, or after the commit of the unit of work that surrounds us."""
+    unit = _unit.get()
+    if unit is None:
+        call()
+    else:
+        unit.after_commit.append(call)
+
+
 class Database:
     """The engine of one process."""
 
@@ -106,6 +138,10 @@ class Database:
             ConnectionError: asyncpg was confused by a connection that the server was just closing; SQLAlchemy translates
                 every other failure, not this one.
         """
+        if (unit := self._unit()) is not None:
+            async with unit.joined() as tx:
+                yield tx
+            return
         try:
             async with self.engine.begin() as connection:
                 yield Tx(connection)
@@ -119,8 +155,33 @@ class Database:
         It saves two of three round trips. A read sees what was committed when it began, as it would inside a transaction
         (READ COMMITTED).
         """
+        if (unit := self._unit()) is not None:
+            async with unit.joined() as tx:
+                yield tx
+            return
         async with self._autocommit.connect() as connection:
             yield Tx(connection)
+
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncGenerator[Tx]:
+        """Open a transaction that everything this task does on this database joins until the block ends.
+
+        What is given to `after_commit` meanwhile happens after its commit, and not at all when it fails.
+        """
+        assert _unit.get() is None, "units of work do not nest"
+        async with self.transaction() as tx:
+            unit = UnitOfWork(self, tx)
+            token = _unit.set(unit)
+            try:
+                yield tx
+            finally:
+                _unit.reset(token)
+        for call in unit.after_commit:
+            call()
+
+    def _unit(self) -> UnitOfWork | None:
+        unit = _unit.get()
+        return unit if unit is not None and unit.database is self else None
 
     async def dispose(self) -> None:
         """Close the pool."""

@@ -10,7 +10,7 @@
 Every route names its actor through one of the aliases at the end; one without an actor is public on purpose.
 """
 
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
@@ -82,30 +82,34 @@ async def _identify(request: Request) -> Actor:
     return actor
 
 
-def authenticated(needed: Scope, rule: Beta) -> Callable[[Request], Awaitable[Actor]]:
-    """Return a dependency that settles who is asking and whether they may."""
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """A dependency that settles who is asking and whether they may."""
 
-    async def dependency(request: Request) -> Actor:
+    needed: Scope
+    rule: Beta
+
+    async def __call__(self, request: Request) -> Actor:
         actor = await _identify(request)
-        _check_betas(request, rule)
+        _check_betas(request, self.rule)
         if not request.headers.get("anthropic-version"):
             raise InvalidRequest("anthropic-version: header is required")
         workspace = request.headers.get("anthropic-workspace-id")
         if workspace is not None and workspace != actor.workspace_id:
             raise PermissionDenied("anthropic-workspace-id: does not match the workspace of this API key")
-        if actor.scope < needed:
-            raise PermissionDenied(f"This API key lacks the scope `{needed.name.lower()}`", error_code="api_key_scope_missing")
+        if actor.scope < self.needed:
+            raise PermissionDenied(
+                f"This API key lacks the scope `{self.needed.name.lower()}`", error_code="api_key_scope_missing"
+            )
         return actor
-
-    return dependency
 
 
 # Agents, sessions and what belongs to them.
-Viewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.REQUIRED))]
-Developer = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.REQUIRED))]
+Viewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.REQUIRED))]
+Developer = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.REQUIRED))]
 # Environments.
-StrictViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.REQUIRED_ONLY))]
-StrictDeveloper = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.REQUIRED_ONLY))]
+StrictViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.REQUIRED_ONLY))]
+StrictDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.REQUIRED_ONLY))]
 # Files.
-PlainViewer = Annotated[Actor, Depends(authenticated(Scope.VIEWER, Beta.OPTIONAL))]
-PlainDeveloper = Annotated[Actor, Depends(authenticated(Scope.DEVELOPER, Beta.OPTIONAL))]
+PlainViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.OPTIONAL))]
+PlainDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.OPTIONAL))]

@@ -9,7 +9,7 @@ import math
 from typing import Any, TypeVar, cast
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from managed_agents.core import limits
@@ -21,7 +21,16 @@ VALUES_MAX = 250_000  # walking them is bounded work on the event loop
 INT_MAX = 2**63 - 1
 
 
+T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+
+
+def validated(document: Any, adapter: TypeAdapter[T]) -> T:
+    """Return `document` as the type of `adapter`. Raises `InvalidRequest` naming the offending field."""
+    try:
+        return adapter.validate_python(document)
+    except ValidationError as error:
+        raise from_validation(error, document, root="body") from error
 
 
 async def parse(request: Request, model: type[M]) -> M:
@@ -29,11 +38,7 @@ async def parse(request: Request, model: type[M]) -> M:
 
     Raises `InvalidRequest` naming the offending field, `TooLarge` above 32 MB.
     """
-    document = await read_json(request)
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        raise from_validation(error, document, root="body") from error
+    return validated(await read_json(request), TypeAdapter(model))
 
 
 async def none(request: Request) -> None:

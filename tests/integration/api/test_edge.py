@@ -241,6 +241,7 @@ async def test_bad_queries_name_the_parameter(raw: httpx.AsyncClient, served: Se
     refused(answer, 400, "invalid_request_error", expected)
 
 
+@pytest.mark.requirement("CNV-002")
 async def test_beta_in_the_query_is_ignored_and_other_lists_cursors_are_not_taken(
     client: AsyncAnthropic, raw: httpx.AsyncClient, served: Served
 ) -> None:

@@ -1,31 +1,32 @@
 """Files over HTTP. Generally available: no beta value is needed, except to filter by session."""
 
 from collections.abc import AsyncIterator
+from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from managed_agents.blobstore.store import BlobMissing
 from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.resources.files import service
-from managed_agents.resources.files.schemas import ListFilesQuery
-from managed_agents.resources.files.upload import receive
+from managed_agents.resources.files.schemas import ListFilesQuery, UploadForm
+from managed_agents.resources.files.upload import Upload, receive
 from managed_agents.resources.services import Blobs
-from managed_agents.web import body, query
 from managed_agents.web.auth import MANAGED_AGENTS, PlainDeveloper, PlainViewer, has_managed_agents_beta
-from managed_agents.web.models import QueryModel
+from managed_agents.web.operation import Answer, Shape, operation
 from managed_agents.web.responses import Json
 from managed_agents.web.state import Db
 
-router = APIRouter(prefix="/v1/files")
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+FILE = Answer("BetaFileMetadata")
 
 
 @router.post("")
-async def upload(request: Request, actor: PlainDeveloper, db: Db, blobs: Blobs) -> Response:
-    query.parse(request, QueryModel)
-    received = await receive(request, blobs)
+@operation(FILE, form=UploadForm)
+async def upload(actor: PlainDeveloper, db: Db, received: Annotated[Upload, Depends(receive)]) -> Response:
     file = await service.create(
         db,
         actor.workspace_id,
@@ -38,8 +39,8 @@ async def upload(request: Request, actor: PlainDeveloper, db: Db, blobs: Blobs) 
 
 
 @router.get("")
-async def list_files(request: Request, actor: PlainViewer, db: Db) -> Response:
-    asked = query.parse(request, ListFilesQuery)
+@operation(Answer("BetaFileMetadata", Shape.PAGE_OF_FILES))
+async def list_files(request: Request, actor: PlainViewer, db: Db, asked: ListFilesQuery) -> Response:
     if asked.scope_id is not None and not has_managed_agents_beta(request):
         raise InvalidRequest(f"scope_id: requires the anthropic-beta value {MANAGED_AGENTS}")
     page = await service.list_files(db, actor.workspace_id, asked)
@@ -47,15 +48,15 @@ async def list_files(request: Request, actor: PlainViewer, db: Db) -> Response:
 
 
 @router.get("/{file_id}")
-async def retrieve_metadata(file_id: str, request: Request, actor: PlainViewer, db: Db) -> Response:
-    query.parse(request, QueryModel)
+@operation(FILE)
+async def retrieve_metadata(file_id: str, actor: PlainViewer, db: Db) -> Response:
     file = await service.retrieve(db, actor.workspace_id, file_id)
     return Json(file.body())
 
 
 @router.get("/{file_id}/content")
-async def download(file_id: str, request: Request, actor: PlainViewer, db: Db, blobs: Blobs) -> Response:
-    query.parse(request, QueryModel)
+@operation(Answer(shape=Shape.BYTES))
+async def download(file_id: str, actor: PlainViewer, db: Db, blobs: Blobs) -> Response:
     file = await service.downloadable(db, actor.workspace_id, file_id)
     content = blobs.open(file.blob)
     try:
@@ -71,9 +72,8 @@ async def download(file_id: str, request: Request, actor: PlainViewer, db: Db, b
 
 
 @router.delete("/{file_id}")
-async def delete(file_id: str, request: Request, actor: PlainDeveloper, db: Db) -> Response:
-    query.parse(request, QueryModel)
-    await body.none(request)
+@operation(Answer("BetaDeletedFile"))
+async def delete(file_id: str, actor: PlainDeveloper, db: Db) -> Response:
     await service.delete_file(db, actor.workspace_id, file_id)
     return Json({"id": file_id, "type": "file_deleted"})
 

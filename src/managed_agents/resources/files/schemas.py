@@ -7,10 +7,16 @@ from typing import Annotated
 from pydantic import Field
 
 from managed_agents.core import limits
-from managed_agents.web.models import QueryModel
+from managed_agents.web.models import QueryModel, RequestModel
 
 EXPIRES_SECONDS_MIN = 3600  # spec: FileUploadParams.expires_in_seconds
 EXPIRES_SECONDS_MAX = 7_776_000
+
+
+class UploadForm(RequestModel):
+    """`POST /v1/files`, a multipart form beside its part `file`, whose bytes are never held as a field."""
+
+    expires_in_seconds: Annotated[int, Field(ge=EXPIRES_SECONDS_MIN, le=EXPIRES_SECONDS_MAX)] | None = None
 
 
 class ListFilesQuery(QueryModel):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import orjson
 from starlette.requests import Request
 
 from managed_agents.blobstore.store import BlobRef, BlobStore, BlobTooLarge
@@ -9,6 +10,7 @@ from managed_agents.core import limits
 from managed_agents.core.errors import InvalidRequest, TooLarge
 from managed_agents.resources.files.names import filename_of, mime_type_of
 from managed_agents.resources.files.schemas import EXPIRES_SECONDS_MAX, EXPIRES_SECONDS_MIN
+from managed_agents.resources.services import Blobs
 from managed_agents.web.multipart import Part, parts
 
 FIELD_BYTES_MAX = 64
@@ -23,8 +25,13 @@ class Upload:
     blob: BlobRef
     expires_in_seconds: int | None
 
+    @property
+    def fingerprint(self) -> bytes:
+        """What was uploaded; the boundary of the form, which differs each time, is no part of it."""
+        return orjson.dumps([self.filename, self.mime_type, self.blob.sha256, self.expires_in_seconds])
 
-async def receive(request: Request, blobs: BlobStore) -> Upload:
+
+async def receive(request: Request, blobs: Blobs) -> Upload:
     """Store the part `file` and read the fields beside it. Raises `InvalidRequest`, `TooLarge`."""
     file: tuple[str, str, BlobRef] | None = None
     expires: int | None = None
