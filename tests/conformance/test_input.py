@@ -257,7 +257,28 @@ async def test_the_inbox_is_bounded(server: Stack, held: Gate) -> None:
         ({"type": "user.custom_tool_result", "custom_tool_use_id": "sevt_01x"}, "events.0"),
         ({"type": "user.tool_result", "tool_use_id": "sevt_01x"}, "events.0"),
         ({"type": "user.define_outcome", "description": "x"}, "events.0"),
-        ({"type": "system.message", "content": [{"type": "text", "text": "x"}]}, "events.0"),
+        ({"type": "user.tool_confirmation", "tool_use_id": "sevt_01x", "result": "perhaps"}, "events.0.result"),
+        ({"type": "user.tool_confirmation", "result": "allow"}, "events.0.tool_use_id"),
+        ({"type": "user.custom_tool_result", "content": []}, "events.0.custom_tool_use_id"),
+        (
+            {"type": "user.custom_tool_result", "custom_tool_use_id": "x", "content": [{"type": "search_result"}]},
+            "events.0.content.0",
+        ),
+        ({"type": "user.custom_tool_result", "custom_tool_use_id": "x", "is_error": "yes"}, "events.0.is_error"),
+        ({"type": "system.message", "content": "x"}, "events.0.content"),
+        (
+            {
+                "type": "user.message",
+                "content": [
+                    {
+                        "type": "document",
+                        "title": "",
+                        "source": {"type": "text", "media_type": "text/plain", "data": "x"},
+                    }
+                ],
+            },
+            "events.0.content.0.title",
+        ),
         ({"type": "agent.message", "content": []}, "events.0.type"),
         ({"type": "user.dance"}, "events.0.type"),
         ({"type": None}, "events.0.type"),

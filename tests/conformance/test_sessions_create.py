@@ -152,15 +152,18 @@ async def test_refused_fields_are_named(server: Stack, fields: dict[str, Any], n
     [
         ({"mcp_servers": [{"type": "url", "name": "x", "url": "https://x"}]}, "agent.mcp_servers"),
         ({"skills": [{"type": "anthropic", "skill_id": "xlsx"}]}, "agent.skills"),
-        ({"tools": [{"type": "custom", "name": "x", "description": "x", "input_schema": {}}]}, "agent.tools.0.type"),
-        ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}, "agent.tools.0.type"),
         (
-            {"tools": [{**TOOLSET[0], "default_config": {"permission_policy": {"type": "always_ask"}}}]},
-            "agent.tools.0.default_config.permission_policy.type",
+            {"tools": [{"type": "custom", "name": "x", "description": "x", "input_schema": {}}]},
+            "agent.tools.0.input_schema.type",
         ),
         (
-            {"tools": [{**TOOLSET[0], "configs": [{"name": "bash", "permission_policy": {"type": "auto"}}]}]},
-            "agent.tools.0.configs.0.permission_policy.type",
+            {"tools": [{"type": "custom", "name": "bash", "description": "x", "input_schema": {"type": "object"}}]},
+            "agent.tools.0.name",
+        ),
+        ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}, "agent.tools.0.type"),
+        (
+            {"tools": [{**TOOLSET[0], "default_config": {"permission_policy": {"type": "sometimes"}}}]},
+            "agent.tools.0.default_config.permission_policy.type",
         ),
         ({"tools": [{**TOOLSET[0], "configs": [{"name": "web_search", "enabled": True}]}]}, "agent.tools.0.configs.0.name"),
         ({"tools": [{**TOOLSET[0], "configs": [{"name": "browser"}]}]}, "agent.tools.0.configs.0.name"),

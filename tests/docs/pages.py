@@ -26,6 +26,7 @@ EXAMPLE_PAGES = (
     API / "environments.md",
     API / "sessions.md",
     EVENTS_PAGE,
+    API / "permissions.md",
     API / "files.md",
     ERRORS_PAGE,
 )

@@ -252,14 +252,14 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-async def make_session(client: AsyncAnthropic, *, tools: bool = True) -> str:
-    """An environment, an agent and a session of its own; returns the session's id."""
+async def make_session(client: AsyncAnthropic, *, tools: bool | list[Any] = True) -> str:
+    """An environment, an agent and a session of its own; returns the session's id. `tools`: all, none, or these."""
     name = uuid4().hex
     environment = await client.beta.environments.create(
         name=name, config={"type": "cloud", "networking": {"type": "unrestricted"}}
     )
     agent = await client.beta.agents.create(
-        name="worker", model=MODEL, tools=[{"type": "agent_toolset_20260401"}] if tools else []
+        name="worker", model=MODEL, tools=tools if isinstance(tools, list) else [{"type": "agent_toolset_20260401"}] * tools
     )
     session = await client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
     return session.id

@@ -17,6 +17,7 @@ from managed_agents.eventlog.fold import SessionState, ThreadState
 Event = dict[str, Any]
 _ID = re.compile(r"(sevt|sthr|sesn|sbx)_[0-9A-Za-z]+")
 # Figures that depend on time, and on what the model's prompt cache had seen.
+_USES = ("agent.tool_use", "agent.custom_tool_use")
 _MEASURED = ("processed_at", "usage", "model_usage")
 
 
@@ -54,8 +55,12 @@ def _check_spans(events: Sequence[Event]) -> None:
 def _check_tools(events: Sequence[Event]) -> None:
     uses, results = set[str](), set[str]()
     for event in events:
-        if event["type"] == "agent.tool_use":
+        if event["type"] in _USES:
             uses.add(event["id"])
+        elif event["type"] == "user.custom_tool_result":
+            # The first answer counts; it may be repeated.
+            assert event["custom_tool_use_id"] in uses, "an answer without its call"
+            results.add(event["custom_tool_use_id"])
         elif event["type"] == "agent.tool_result":
             assert event["tool_use_id"] in uses, "a result without its tool use"
             assert event["tool_use_id"] not in results, "a tool use has two results"
@@ -67,14 +72,24 @@ def _check_tools(events: Sequence[Event]) -> None:
 def _check_statuses(events: Sequence[Event]) -> None:
     """Session and thread change status in pairs, and never to the status they have."""
     session = thread = "idle"
+    waiting: dict[str, list[str]] = {"session.": [], "session.thread_": []}
     for event in events:
         kind, _, status = event["type"].rpartition("status_")
+        if kind in waiting and status == "idle":
+            left = event["stop_reason"].get("event_ids", [])
+            was = session if kind == "session." else thread
+            # A wait may become shorter, or end by an interrupt, without a running period between.
+            assert was != "idle" or set(left) < set(waiting[kind]), f"{kind} was idle already"
+            waiting[kind] = left
         if kind == "session.":
-            assert status != session or status == "rescheduled", f"session was {session} already"
+            assert status != session or status in ("rescheduled", "idle"), f"session was {session} already"
             session = status
         elif kind == "session.thread_":
-            assert status != thread or status == "rescheduled", f"thread was {thread} already"
+            assert status != thread or status in ("rescheduled", "idle"), f"thread was {thread} already"
             thread = status
+        elif event["type"] == "agent.tool_result" and waiting["session."] and session == "idle":
+            # What an interrupt closes that nothing ran for.
+            assert event["is_error"]
         elif event["type"].startswith(("agent.", "span.model_request_start")):
             assert session == "running", f"{event['type']} while the session was {session}"
     assert session == thread
@@ -86,8 +101,12 @@ def _open_spans(events: Sequence[Event]) -> set[str]:
 
 
 def _open_calls(events: Sequence[Event]) -> set[str]:
+    """Calls without a result, except those the session says it waits for."""
     results = {event["tool_use_id"] for event in events if event["type"] == "agent.tool_result"}
-    return {event["id"] for event in events if event["type"] == "agent.tool_use"} - results
+    results |= {event["custom_tool_use_id"] for event in events if event["type"] == "user.custom_tool_result"}
+    idles = [event["stop_reason"] for event in events if event["type"] == "session.status_idle"]
+    waiting = set(idles[-1].get("event_ids", [])) if idles else set()
+    return {event["id"] for event in events if event["type"] in _USES} - results - waiting
 
 
 async def check_rows(db: Database, session_id: str, listed: Sequence[Event], *, at_rest: bool = True) -> None:
@@ -95,7 +114,10 @@ async def check_rows(db: Database, session_id: str, listed: Sequence[Event], *, 
     async with db.transaction() as tx:
         rows = (
             await tx.execute(
-                text("SELECT seq, id, type, processed_at, body, private FROM events WHERE session_id = :id ORDER BY seq"),
+                text(
+                    "SELECT seq, id, type, processed_at, tool_use_id, body, private FROM events "
+                    "WHERE session_id = :id ORDER BY seq"
+                ),
                 {"id": session_id},
             )
         ).all()
@@ -115,9 +137,17 @@ async def check_rows(db: Database, session_id: str, listed: Sequence[Event], *, 
         private = orjson.loads(row.private) if row.private is not None else {}
         usage = SpanUsage.from_json(private["usage"]) if "usage" in private else None
         fold.apply(state, thread, row.type, row.processed_at, usage)
+        fold.apply_call(state, row.type, row.id, row.tool_use_id, _awaited(orjson.loads(row.body)))
     stored = session_state_of(session)
     assert (state.status, state.requests, state.totals) == (stored.status, stored.requests, stored.totals)
+    assert list(state.waiting.items()) == list(stored.waiting.items())
     assert abs(state.active.seconds - stored.active.seconds) < 1e-6
+
+
+def _awaited(body: Event) -> str | None:
+    if body["type"] == "agent.custom_tool_use":
+        return "user.custom_tool_result"
+    return "user.tool_confirmation" if body.get("evaluated_permission") == "ask" else None
 
 
 def normalised(events: Sequence[Event]) -> list[Event]:

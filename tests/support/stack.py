@@ -97,7 +97,8 @@ class ScriptedReplies:
         return name
 
     def __call__(self, request: Request) -> Reply:
-        found = SCRIPT.search(request.system)
+        # A request that judges a call quotes the agent's instructions instead.
+        found = SCRIPT.search(request.system) or SCRIPT.search(request.user_texts[0])
         if found is None:
             assert self.otherwise is not None, "every agent of these tests names its script"
             return self.otherwise(request)

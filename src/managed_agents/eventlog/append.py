@@ -95,6 +95,7 @@ class Head:
             if event.type in fold.THREAD_TYPES or event.usage is not None:
                 self.touched_threads.add(event.thread_id)
             fold.apply(self.state, thread, event.type, at, event.usage)
+            fold.apply_call(self.state, event.type, event.id, event.tool_use_id, event.awaits)
             payload = event.payload if event.payload is not None else self._usage_payload(event.id, at)
             self.last_seq += 1
             self.last_processed_at = at
@@ -148,7 +149,7 @@ _HEAD_COLUMNS = """
     s.deleted_at IS NOT NULL, s.epoch, s.budget_cents, s.last_seq, s.last_processed_at, s.last_inbox_seq, s.inbox_count,
     s.input_seq, s.handled_seq, s.due_at, s.not_before, s.crashes, s.owner,
     s.status, s.active_seconds, s.running_since, s.requests, s.threads_running, s.threads_active_seconds,
-    s.threads_since, s.terminated_at, s.input_tokens, s.output_tokens, s.cache_read_input_tokens,
+    s.threads_since, s.terminated_at, s.waiting, s.input_tokens, s.output_tokens, s.cache_read_input_tokens,
     s.cache_5m_input_tokens, s.cache_1h_input_tokens, s.web_searches, s.token_cost
 """
 _HEAD_FIELDS = 19
@@ -191,7 +192,12 @@ def session_state_of(row: Any) -> SessionState:
         row.threads_active_seconds,
         row.threads_since,
         row.terminated_at,
+        _waiting(row.waiting),
     )
+
+
+def _waiting(stored: str | None) -> dict[str, str]:
+    return {} if stored is None else orjson.loads(stored)
 
 
 def thread_state_of(row: Any) -> ThreadState:
@@ -200,9 +206,17 @@ def thread_state_of(row: Any) -> ThreadState:
 
 
 def _head(row: Sequence[Any]) -> Head:
-    status, active, since, requests, running, threads_active, threads_since, terminated_at, *totals = row[_HEAD_FIELDS:]
+    status, active, since, requests, running, threads_active, threads_since, terminated_at, waiting, *totals = row[_HEAD_FIELDS:]
     state = SessionState(
-        status, Active(active, since), Totals(*totals), requests, running, threads_active, threads_since, terminated_at
+        status,
+        Active(active, since),
+        Totals(*totals),
+        requests,
+        running,
+        threads_active,
+        threads_since,
+        terminated_at,
+        _waiting(waiting),
     )
     return Head(*row[:_HEAD_FIELDS], state, tuple(row[_FOLLOWING:]))  # pyright: ignore[reportCallIssue]  # a slice of known length
 
@@ -274,6 +288,7 @@ _SESSION_COLUMNS = (
     ("threads_active_seconds", "float8"),
     ("threads_since", "timestamptz"),
     ("terminated_at", "timestamptz"),
+    ("waiting", "text"),
     *_TOTALS_COLUMNS,
 )
 _THREAD_COLUMNS = (
@@ -391,6 +406,7 @@ def _session_values(head: Head) -> tuple[Any, ...]:
         state.threads_active_seconds,
         state.threads_since,
         state.terminated_at,
+        orjson.dumps(state.waiting).decode() if state.waiting else None,
         *_totals_values(state.totals),
     )
 

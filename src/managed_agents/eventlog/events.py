@@ -64,6 +64,9 @@ PERSISTED_TYPES = frozenset(
     }
 )
 
+TOOL_CONFIRMATION = "user.tool_confirmation"
+CUSTOM_TOOL_RESULT = "user.custom_tool_result"
+
 
 @dataclass(frozen=True, slots=True)
 class SpanUsage:
@@ -89,6 +92,18 @@ class SpanUsage:
             "cost": None if self.cost is None else str(self.cost),
         }
 
+    def plus(self, other: "SpanUsage") -> "SpanUsage":
+        """Both together. A cost that is unknown makes the sum unknown."""
+        return SpanUsage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_input_tokens + other.cache_read_input_tokens,
+            self.cache_5m_input_tokens + other.cache_5m_input_tokens,
+            self.cache_1h_input_tokens + other.cache_1h_input_tokens,
+            self.web_searches + other.web_searches,
+            None if self.cost is None or other.cost is None else self.cost + other.cost,
+        )
+
     @classmethod
     def from_json(cls, value: Json) -> "SpanUsage":
         """Read the form that `as_json` wrote."""
@@ -111,6 +126,8 @@ class NewEvent(NamedTuple):
     private: bytes | None = None
     usage: SpanUsage | None = None
     for_model: bool = True
+    # A call that waits for its client: the type of the event that answers it.
+    awaits: str | None = None
 
 
 class StoredEvent(NamedTuple):
@@ -147,7 +164,12 @@ class QueuedEvent:
 
     def taken_up(self, *, for_model: bool = True) -> NewEvent:
         """The event as it enters the log: same id, same fields."""
-        return NewEvent(self.type, self.id, self.thread_id, self.payload, for_model=for_model)
+        return NewEvent(self.type, self.id, self.thread_id, self.payload, self.answers, for_model=for_model)
+
+    @property
+    def answers(self) -> str | None:
+        """The id of the tool use that this event answers."""
+        return orjson.loads(self.payload)["tool_use_id"] if self.type == TOOL_CONFIRMATION else None
 
 
 def new_event(
@@ -159,6 +181,7 @@ def new_event(
     tool_use_id: str | None = None,
     private: Json | None = None,
     usage: SpanUsage | None = None,
+    awaits: str | None = None,
 ) -> NewEvent:
     """Build and encode an event. `fields` are its own ones: `type`, `id` and `processed_at` are added here and on append."""
     assert event_type in PERSISTED_TYPES, event_type
@@ -173,6 +196,7 @@ def new_event(
         tool_use_id,
         None if private is None else orjson.dumps(private),
         usage,
+        awaits=awaits,
     )
 
 

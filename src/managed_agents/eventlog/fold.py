@@ -80,6 +80,8 @@ class SessionState:
     threads_active_seconds: float = 0.0
     threads_since: datetime | None = None
     terminated_at: datetime | None = None
+    # Calls without an answer, in the order of the log: event id of the tool use → type of the event that answers it.
+    waiting: dict[str, str] = field(default_factory=dict[str, str])
 
     def threads_active_until(self, at: datetime) -> float:
         """The sum over threads of their running time, at instant `at`."""
@@ -100,6 +102,7 @@ _THREAD_STATUS = {
     "session.thread_status_rescheduled": "rescheduling",
     "session.thread_status_terminated": "terminated",
 }
+_ANSWERS = frozenset({"agent.tool_result", "user.custom_tool_result", "user.tool_confirmation"})
 THREAD_TYPES = frozenset(_THREAD_STATUS) | {"span.model_request_end"}
 """Types that change a thread row; so does any event with a usage."""
 
@@ -131,6 +134,14 @@ def apply(
         assert thread is not None
         session.totals.add(usage)
         thread.totals.add(usage)
+
+
+def apply_call(session: SessionState, event_type: str, event_id: str, tool_use_id: str | None, awaits: str | None) -> None:
+    """Fold what an event does to the calls that wait for their client: one more (`awaits`), or one less."""
+    if awaits is not None:
+        session.waiting[event_id] = awaits
+    elif tool_use_id is not None and event_type in _ANSWERS:
+        session.waiting.pop(tool_use_id, None)
 
 
 def _thread_status(session: SessionState, thread: ThreadState, status: str, at: datetime) -> None:

@@ -93,6 +93,8 @@ class SessionRow(TotalsMixin, Base):
     threads_active_seconds: Mapped[float] = mapped_column(Double, server_default="0")
     threads_since: Mapped[datetime | None] = mapped_column(INSTANT)
     requests: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # Calls that wait for the client, a JSON object in the order of the log: event id → type of the answer. Null when none does.
+    waiting: Mapped[str | None] = mapped_column(Text)
     terminated_at: Mapped[datetime | None] = mapped_column(INSTANT)
 
     __table_args__ = (

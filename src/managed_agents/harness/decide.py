@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from managed_agents.core import limits
-from managed_agents.eventlog.events import QueuedEvent
+from managed_agents.eventlog.events import TOOL_CONFIRMATION, QueuedEvent
 from managed_agents.harness.turn import ToolCall, Turn
 
 
@@ -33,8 +33,16 @@ class Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeAnswers:
+    """Log what the client decided about calls. `opens_period`: the session is not running yet."""
+
+    taken: tuple[QueuedEvent, ...]
+    opens_period: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RunTools:
-    """Run these calls; the results decide what follows."""
+    """Run these calls, those that run already included; the results decide what follows."""
 
     calls: tuple[ToolCall, ...]
 
@@ -49,18 +57,18 @@ class RequestModel:
 
 @dataclass(frozen=True, slots=True)
 class GoIdle:
-    """The turn is over. `of_session` is the session's reason where it is not the thread's."""
+    """The turn is over, cannot go on before the client has answered `event_ids`, or not before the budget is raised.
+
+    `taken` is what was sent for later turns; `opens_period` says that a running period has to be shown first. `of_session` is
+    the session's reason where it is not the thread's.
+    """
 
     stop_reason: str
     stop_details: dict[str, Any] | None = None
+    event_ids: tuple[str, ...] = ()
+    taken: tuple[QueuedEvent, ...] = ()
+    opens_period: bool = False
     of_session: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PauseAtCap:
-    """The budget lets no further model request begin: take up what waits, and go idle until it is raised."""
-
-    taken: tuple[QueuedEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,7 @@ class Rest:
     """Nothing to do at all."""
 
 
-Step = CloseSpan | Interrupt | RunTools | RequestModel | PauseAtCap | GoIdle | StopExhausted | Park | Rest
+Step = CloseSpan | Interrupt | TakeAnswers | RunTools | RequestModel | GoIdle | StopExhausted | Park | Rest
 
 
 def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None = None, at_cap: bool = False) -> Step:
@@ -98,20 +106,24 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
     if turn.open_span is not None:
         return CloseSpan(turn.open_span)
     if interrupts := tuple(event for event in inbox if event.type == "user.interrupt"):
-        # A period that was opened but has not taken anything up yet: what was sent before the interrupt is what it is
-        # about, as it would be had we been faster. Behind a turn that has begun, messages wait for the next one.
-        fresh = turn.status == "running" and not turn.begun
-        taken = tuple(event for event in inbox if event in interrupts or (fresh and event.inbox_seq < interrupts[-1].inbox_seq))
-        more = len(taken) < len(inbox)
-        return Interrupt(taken, tuple(turn.pending.values()), ends_turn=turn.status != "idle", more=more)
+        taken = _with_interrupts(turn, inbox, last=interrupts[-1].inbox_seq)
+        ends_turn = turn.status != "idle" or bool(turn.blocked_on)
+        return Interrupt(taken, tuple(turn.pending.values()), ends_turn=ends_turn, more=len(taken) < len(inbox))
     if due_in_seconds is not None and due_in_seconds > 0 and turn.status == "rescheduling":
         return Park(due_in_seconds)
+    if answers := tuple(event for event in inbox if event.type == TOOL_CONFIRMATION):
+        return TakeAnswers(answers, opens_period=turn.status != "running")
+    if ready := tuple(call for call in turn.pending.values() if call.awaits is None):
+        return RunTools(ready)
     if turn.pending:
-        return RunTools(tuple(turn.pending.values()))
-    messages = tuple(event for event in inbox if event.type == "user.message")
-    if messages or turn.owes_reply:
+        waiting = tuple(turn.pending)
+        if turn.status == "idle" and turn.blocked_on == waiting:
+            return Rest()
+        return GoIdle("requires_action", event_ids=waiting)
+    messages = tuple(event for event in inbox if event.type in ("user.message", "system.message"))
+    if turn.owes_reply or any(event.type == "user.message" for event in messages):
         if at_cap:
-            return PauseAtCap(messages)
+            return GoIdle("budget_reached", taken=messages, opens_period=turn.status == "idle")
         if turn.rounds >= limits.TOOL_ROUNDS_PER_TURN_MAX + turn.failures:
             return StopExhausted(
                 "tool_use_limit_reached_error",
@@ -119,12 +131,34 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
                 messages,
             )
         return RequestModel(messages, opens_period=turn.status != "running")
-    if turn.status == "idle":
+    if turn.status == "idle" and not messages:
         return Rest()
+    opens_period = turn.status == "idle"
     if turn.stop_reason == "refusal":
-        return GoIdle("refusal", turn.stop_details or {"type": "refusal", "category": None, "explanation": None})
+        details = turn.stop_details or {"type": "refusal", "category": None, "explanation": None}
+        return GoIdle("refusal", details, taken=messages, opens_period=opens_period)
     # The request that crossed the cap has finished the turn: the thread is done, the session accepts nothing more.
-    return GoIdle("end_turn", of_session="budget_reached" if at_cap else None)
+    of_session = "budget_reached" if at_cap else None
+    return GoIdle("end_turn", taken=messages, opens_period=opens_period, of_session=of_session)
+
+
+def _with_interrupts(turn: Turn, inbox: Sequence[QueuedEvent], *, last: int) -> tuple[QueuedEvent, ...]:
+    """What is taken up together with the interrupts; the newest of them is number `last`.
+
+    Behind a turn that has begun, messages wait for the next one. A period that was opened but has not taken anything up
+    yet is about what was sent before the interrupt: that is taken, as it would have been had we been faster. Answers to
+    calls that the interrupt closes are history; a system message goes with what it accompanies.
+    """
+    fresh = turn.status == "running" and not turn.begun
+    taken: list[QueuedEvent] = []
+    left = False
+    for event in inbox:
+        about_this_turn = event.type in ("user.interrupt", TOOL_CONFIRMATION) or (fresh and event.inbox_seq < last)
+        if about_this_turn or (event.type == "system.message" and not left):
+            taken.append(event)
+        else:
+            left = True
+    return tuple(taken)
 
 
 def backoff_seconds(failures: int, jitter: float, retry_after: float | None) -> float:

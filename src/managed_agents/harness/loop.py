@@ -7,7 +7,7 @@ Appends are shielded: a cancelled append might still be written, and the result 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -26,10 +26,12 @@ from managed_agents.harness import decide as steps
 from managed_agents.harness.brain import Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
+from managed_agents.harness.judge import Judge
 from managed_agents.harness.lease import Claim
+from managed_agents.harness.permissions import Judgement
 from managed_agents.harness.preview import Preview
 from managed_agents.harness.request import Failed, Finished, ModelRequester
-from managed_agents.harness.response import events_of
+from managed_agents.harness.response import Response, events_of, judged_calls
 from managed_agents.harness.tools import definitions
 from managed_agents.harness.turn import ToolCall
 from managed_agents.sandbox.backend import Outcome
@@ -40,9 +42,12 @@ T = TypeVar("T")
 TURN_LOADED = faults.register("turn.loaded", "session claimed and read, nothing decided")
 REQUEST_LOGGED = faults.register("turn.request_logged", "span opened in the log, request not sent")
 RESPONSE_ARRIVED = faults.register("turn.response_arrived", "response complete, not in the log")
+CALLS_JUDGED = faults.register("turn.calls_judged", "policy auto decided, response not in the log")
 RESPONSE_LOGGED = faults.register("turn.response_logged", "response in the log, no tool started")
 OUTCOME_ARRIVED = faults.register("turn.outcome_arrived", "tool finished, result not in the log")
 OUTCOME_LOGGED = faults.register("turn.outcome_logged", "result in the log, not acknowledged to the sandbox")
+ANSWERS_LOGGED = faults.register("turn.answers_logged", "the client's decisions in the log, nothing done about them")
+TURN_CLOSED = faults.register("turn.closed", "interrupt and idle in the log, the next turn not begun")
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
 CRASHES_MAX = 5
@@ -73,7 +78,7 @@ class SessionRunner:
         self._thread_id = claim.thread_id
         self._agent = claim.agent
         self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds)
-        self._input_changed = anyio.Event()
+        self._changed = anyio.Event()  # new input, or a call has ended
         self._hands: SessionHands = parts.hands.of_session(claim)
         self._background: TaskGroup | None = None
         self._prepared = False
@@ -81,7 +86,7 @@ class SessionRunner:
 
     def notify(self) -> None:
         """New input arrived for this session."""
-        self._input_changed.set()
+        self._changed.set()
 
     async def run(self) -> None:
         """Run to rest.
@@ -121,14 +126,10 @@ class SessionRunner:
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
-        context = self._context
-        step = self._parts.harness.decide(
-            context.turn, context.inbox, due_in_seconds=context.due_in_seconds, at_cap=context.at_cap
-        )
         try:
-            return await self._act(step)
+            return await self._act(self._decide())
         except BudgetReached:
-            context.at_cap = True
+            self._context.at_cap = True
             return False
 
     async def _act(self, step: steps.Step) -> bool:
@@ -137,8 +138,10 @@ class SessionRunner:
                 await self._log([self._failed_span(start_id, cut=True)])
             case steps.Interrupt():
                 return await self._interrupt(step)
-            case steps.RunTools(calls):
-                await self._run_tools(calls)
+            case steps.TakeAnswers():
+                await self._take_answers(step)
+            case steps.RunTools():
+                await self._run_tools(step)
             case steps.RequestModel():
                 return await self._request_model(step)
             case steps.StopExhausted():
@@ -146,17 +149,28 @@ class SessionRunner:
             case steps.GoIdle():
                 await self._harvest()
                 faults.reach(BEFORE_IDLE)
-                idle = self._idle(step.stop_reason, step.stop_details, of_session=step.of_session)
-                return await self._rest(idle, Rest(), within_budget=step.stop_reason == "end_turn" and step.of_session is None)
-            case steps.PauseAtCap(taken):
-                await self._harvest()
-                events = [queued.taken_up() for queued in taken]
-                return await self._rest([*events, *self._idle("budget_reached")], Rest(), taken)
+                return await self._go_idle(step)
             case steps.Park(seconds):
                 return await self._rest([], Rest(due_in_seconds=seconds))
             case steps.Rest():
                 return await self._rest([], Rest())
         return False
+
+    def _decide(self) -> steps.Step:
+        context = self._context
+        return self._parts.harness.decide(
+            context.turn, context.inbox, due_in_seconds=context.due_in_seconds, at_cap=context.at_cap
+        )
+
+    async def _go_idle(self, step: steps.GoIdle) -> bool:
+        stop_reason: dict[str, Any] = {"type": step.stop_reason}
+        if step.event_ids:
+            stop_reason["event_ids"] = step.event_ids
+        events = [*self._opening(step.opens_period), *(queued.taken_up() for queued in step.taken)]
+        events += self._idle(stop_reason, step.stop_details, step.of_session)
+        # A session at its cap says so: a turn that ends as if below it is decided again when that is not true any more.
+        ends_below = step.stop_reason == "end_turn" and step.of_session is None
+        return await self._rest(events, Rest(), step.taken, within_budget=ends_below)
 
     async def _harvest(self) -> None:
         if self._context.turn.called_tools:
@@ -194,9 +208,14 @@ class SessionRunner:
         return append.stored
 
     async def _log(
-        self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = (), *, within_budget: bool = False
+        self,
+        events: Sequence[NewEvent],
+        taken: Sequence[QueuedEvent] = (),
+        *,
+        expect_input_seq: int | None = None,
+        within_budget: bool = False,
     ) -> list[StoredEvent]:
-        stored = await self._append(events, taken=taken, within_budget=within_budget)
+        stored = await self._append(events, taken=taken, expect_input_seq=expect_input_seq, within_budget=within_budget)
         await self._context.follow(self._parts.db, stored)
         return stored
 
@@ -216,7 +235,7 @@ class SessionRunner:
     async def _request_model(self, step: steps.RequestModel) -> bool:
         context = self._context
         start = ev.span_start(self._thread_id)
-        opening = ev.running(self._thread_id, self._agent["name"]) if step.opens_period else []
+        opening = self._opening(step.opens_period)
         asking = [*opening, *(queued.taken_up() for queued in step.taken), start]
         stored = await self._log(asking, step.taken, within_budget=True)
         faults.reach(REQUEST_LOGGED)
@@ -224,22 +243,36 @@ class SessionRunner:
         # Only a session with tools tells the model of its files.
         uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
         preview = self._preview(stored[-1].seq)
-        outcome = await self._until_interrupted(
-            lambda: self._parts.requester.request(
-                self._parts.harness, self._agent, context.transcript, uploads, watch=preview.take
-            )
-        )
+        judgements: dict[int, Judgement] = {}
+
+        async def ask() -> Finished | Failed:
+            requester, harness = self._parts.requester, self._parts.harness
+            outcome = await requester.request(harness, self._agent, context.transcript, uploads, watch=preview.take)
+            if isinstance(outcome, Finished):
+                judgements.update(await self._judge(outcome.response))
+            return outcome
+
+        outcome = await self._until_interrupted(ask)
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
                 tools = self._agent["tools"]
-                await self._log(events_of(response, self._thread_id, start.id, tools, event_ids=preview.event_ids))
+                await self._log(events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids))
                 faults.reach(RESPONSE_LOGGED)
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
                 await self._log([self._failed_span(start.id, cut=True)])
         return False
+
+    async def _judge(self, response: Response) -> dict[int, Judgement]:
+        if not (calls := judged_calls(response, self._agent["tools"])):
+            return {}
+        requester = self._parts.requester
+        judge = Judge(requester.client, requester.models, self._parts.jitter)
+        judgements = await judge.judge(self._agent, self._context.transcript.for_request(), calls)
+        faults.reach(CALLS_JUDGED)
+        return judgements
 
     def _preview(self, span_seq: int) -> Preview:
         """Begin the previews of the request whose start is in the log; whether anyone wants them is asked beside it."""
@@ -291,24 +324,59 @@ class SessionRunner:
             events += [self._interrupted_result(call) for call in turn.pending.values()]
             events.append(ev.session_error(self._thread_id, error_type, message, "exhausted"))
             events += [queued.taken_up(for_model=False) for queued in inbox]
-            events += self._idle("retries_exhausted")
+            events += self._idle({"type": "retries_exhausted"})
             if await self._rest(events, Rest(), inbox):
                 return True
             await self._context.refresh(self._parts.db)
 
     # Tools
 
-    async def _run_tools(self, calls: Sequence[ToolCall]) -> None:
+    async def _take_answers(self, step: steps.TakeAnswers) -> None:
+        await self._log([*self._opening(step.opens_period), *(queued.taken_up() for queued in step.taken)], step.taken)
+        faults.reach(ANSWERS_LOGGED)
+
+    async def _run_tools(self, first: steps.RunTools) -> None:
+        """Run calls until none runs or an interrupt came; calls that the client allows meanwhile join them."""
+        context = self._context
         stored: list[StoredEvent] = []
+        started: set[str] = set()
+        ended: set[str] = set()
+        async with anyio.create_task_group() as group:
 
-        async def run_all() -> bool:
-            async with anyio.create_task_group() as group:
-                for call in calls:
-                    group.start_soon(self._run_call, call, stored)
-            return True
+            async def run(call: ToolCall) -> None:
+                await self._run_call(call, stored)
+                ended.add(call.event_id)
+                self._changed.set()
 
-        await self._until_interrupted(run_all)
-        await self._context.follow(self._parts.db, stored)
+            step: steps.Step = first
+            while not isinstance(step, steps.Interrupt):
+                if isinstance(step, steps.TakeAnswers):
+                    await self._take_answers(step)
+                elif isinstance(step, steps.RunTools):
+                    for call in step.calls:
+                        if call.event_id not in started:
+                            started.add(call.event_id)
+                            group.start_soon(run, call)
+                    await self._change()
+                else:
+                    # Not the concern of running calls: something sent for later, say.
+                    await self._change()
+                await self._follow_results(stored)
+                if started == ended:
+                    return
+                await context.refresh(self._parts.db)
+                step = self._decide()
+            group.cancel_scope.cancel()
+        # What was cancelled may have been logged all the same.
+        await self._follow_results(stored)
+
+    async def _follow_results(self, stored: list[StoredEvent]) -> None:
+        new, stored[:] = list(stored), []
+        await self._context.follow(self._parts.db, new)
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+        self._changed = anyio.Event()
 
     async def _run_call(self, call: ToolCall, stored: list[StoredEvent]) -> None:
         if call.refused is not None:
@@ -339,8 +407,7 @@ class SessionRunner:
 
     async def _interrupt_arrived(self) -> None:
         while True:
-            await self._input_changed.wait()
-            self._input_changed = anyio.Event()
+            await self._change()
             async with self._parts.db.autocommit() as tx:
                 if (await tx.execute(_HAS_INTERRUPT, {"session_id": self.claim.session_id})).scalar_one():
                     return
@@ -348,18 +415,22 @@ class SessionRunner:
     async def _interrupt(self, step: steps.Interrupt) -> bool:
         """End the turn. The session rests in the same append, or is running again: nobody may see it idle and owned."""
         # Also after a crash: what a former owner started must not go on behind the interrupt.
-        await self._hands.cancel([call.event_id for call in step.calls])
+        await self._hands.cancel([call.event_id for call in step.calls if call.awaits is None])
         # The tools' closing results come first, so that nothing stands between the interrupt and the idle it causes.
         events = [self._interrupted_result(call) for call in step.calls]
         events += [queued.taken_up() for queued in step.taken]
         if step.ends_turn:
             await self._harvest()
-            events += self._idle("end_turn")
+            events += self._idle({"type": "end_turn"})
         if not step.more:
             return await self._rest(events, Rest(), step.taken)
-        if step.ends_turn:
-            events += ev.running(self._thread_id, self._agent["name"])
-        await self._log(events, step.taken)
+        events += self._opening(step.ends_turn)
+        try:
+            # An answer that the API has logged meanwhile would be the second result of its call.
+            await self._log(events, step.taken, expect_input_seq=self._context.input_seq)
+        except NewInput:
+            return False
+        faults.reach(TURN_CLOSED)
         return False
 
     # Events
@@ -372,6 +443,9 @@ class SessionRunner:
         """`cut`: not the model's fault, so it does not count as a failed try."""
         return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private={"cut": True} if cut else None)
 
-    def _idle(self, stop_reason: str, stop_details: ev.Json | None = None, *, of_session: str | None = None) -> list[NewEvent]:
+    def _opening(self, opens_period: bool) -> list[NewEvent]:
+        return ev.running(self._thread_id, self._agent["name"]) if opens_period else []
+
+    def _idle(self, stop_reason: ev.Json, stop_details: ev.Json | None = None, of_session: str | None = None) -> list[NewEvent]:
         other = None if of_session is None else {"type": of_session}
-        return ev.idle(self._thread_id, self._agent["name"], {"type": stop_reason}, stop_details, of_session=other)
+        return ev.idle(self._thread_id, self._agent["name"], stop_reason, stop_details, of_session=other)

@@ -6,8 +6,9 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from managed_agents.eventlog.events import NewEvent, SpanUsage, new_event, span_end
-from managed_agents.harness.tools import definitions
+from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, NewEvent, SpanUsage, new_event, span_end
+from managed_agents.harness.permissions import Judgement
+from managed_agents.harness.tools import definitions, policies
 
 Json = dict[str, Any]
 
@@ -26,18 +27,32 @@ class Response:
     broken_inputs: Mapping[int, str]
 
 
+def judged_calls(response: Response, tools: Sequence[Mapping[str, Any]]) -> dict[int, Json]:
+    """The calls of a response that policy `auto` has to judge, by the index of their block."""
+    return {
+        index: block
+        for index, block in enumerate(response.content)
+        if block["type"] == "tool_use"
+        and index not in response.broken_inputs
+        and definitions.refusal(block["name"], tools) is None
+        and policies.policy_of(block["name"], tools) == "auto"
+    }
+
+
 def events_of(
     response: Response,
     thread_id: str,
     start_id: str,
     tools: Sequence[Mapping[str, Any]],
+    judgements: Mapping[int, Judgement] = MappingProxyType({}),
     *,
     event_ids: Mapping[int, str] = MappingProxyType({}),
 ) -> list[NewEvent]:
     """Thinking, messages and tool uses in the order of the response, then the span's end with everything private.
 
-    Neighbouring text blocks are one message. A call that may not run carries its reason in its private part. `event_ids` are
-    the ids that previews have already told: index of an event's first block → id.
+    Neighbouring text blocks are one message. A call that may not run carries its reason in its private part. `judgements`
+    answer `judged_calls`; what they used is part of the span's usage, so that the spans add up to the session's. `event_ids`
+    are the ids that previews have already told: index of an event's first block → id.
     """
     events: list[NewEvent] = []
     text: dict[int, Json] = {}
@@ -59,7 +74,7 @@ def events_of(
         if kind in ("thinking", "redacted_thinking"):
             events.append(new_event("agent.thinking", thread_id, event_id=event_ids.get(index)))
         elif kind == "tool_use":
-            event = _tool_use(block, thread_id, response.broken_inputs.get(index), tools)
+            event = _tool_use(block, thread_id, response.broken_inputs.get(index), tools, judgements.get(index))
             tool_use_ids[event.id] = block["id"]
             events.append(event)
     flush()
@@ -75,22 +90,52 @@ def events_of(
         "tool_use_ids": tool_use_ids,
     }
     usage = usage_of(response.usage, response.cost)
+    for judgement in judgements.values():
+        usage = usage.plus(judgement.usage)
     events.append(span_end(thread_id, start_id, usage, is_error=False, private=private))
     return events
 
 
-def _tool_use(block: Json, thread_id: str, broken: str | None, tools: Sequence[Mapping[str, Any]]) -> NewEvent:
-    fields: Json = {"name": block["name"], "input": block["input"]}
-    refused = definitions.refusal(block["name"], tools)
-    if refused is not None:
-        # Refused before any policy applied: no `evaluation`. spec: beta_managed_agents_agent_tool_use_event.py
-        fields["evaluated_permission"] = "deny"
-    else:
-        fields |= {"evaluated_permission": "allow", "evaluation": {"type": "always_allow"}}
-        if broken is not None:
-            refused = f"The input of this call is not valid JSON: {broken[:500]}"
+def _tool_use(
+    block: Json, thread_id: str, broken: str | None, tools: Sequence[Mapping[str, Any]], judgement: Judgement | None
+) -> NewEvent:
+    name = block["name"]
+    fields: Json = {"name": name, "input": block["input"]}
+    if policies.is_custom(name, tools) and broken is None:
+        fields["session_thread_id"] = None
+        return new_event("agent.custom_tool_use", thread_id, fields, awaits=CUSTOM_TOOL_RESULT)
+    permission, evaluation, refused = _permission(name, broken, tools, judgement)
+    fields["evaluated_permission"] = permission
+    if evaluation is not None:
+        fields["evaluation"] = evaluation
     fields["session_thread_id"] = None
-    return new_event("agent.tool_use", thread_id, fields, private=None if refused is None else {"refused": refused})
+    return new_event(
+        "agent.tool_use",
+        thread_id,
+        fields,
+        private=None if refused is None else {"refused": refused},
+        awaits=TOOL_CONFIRMATION if permission == "ask" else None,
+    )
+
+
+def _permission(
+    name: str, broken: str | None, tools: Sequence[Mapping[str, Any]], judgement: Judgement | None
+) -> tuple[str, Json | None, str | None]:
+    """`evaluated_permission`, `evaluation`, and why the call may not run."""
+    if broken is not None:
+        # Nobody has to be asked about what cannot run; a client must not run it either, so it is never a custom tool use.
+        return "deny", None, f"The input of this call is not valid JSON: {broken[:500]}"
+    if (refused := definitions.refusal(name, tools)) is not None:
+        # Refused before any policy applied: no `evaluation`. spec: beta_managed_agents_agent_tool_use_event.py
+        return "deny", None, refused
+    policy = policies.policy_of(name, tools)
+    if policy == "always_allow":
+        return "allow", {"type": policy}, None
+    if policy == "always_ask":
+        return "ask", {"type": policy}, None
+    assert judgement is not None, "the policy is auto"
+    refused = f"Permission to use {name} has been denied." if judgement.permission == "deny" else None  # observed
+    return judgement.permission, {"type": policy, "evaluated_permission": judgement.as_json()}, refused
 
 
 def usage_of(usage: Mapping[str, Any], cost: Decimal | None) -> SpanUsage:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from managed_agents.eventlog.events import StoredEvent
-from managed_agents.harness.tools import definitions
+from managed_agents.eventlog.events import StoredEvent, repaired
+from managed_agents.harness.tools import definitions, policies
 
 Json = dict[str, Any]
 
@@ -38,17 +38,30 @@ class Transcript:
             self._user += [user_block(block) for block in event.json()["content"]]
         elif event.type == "agent.tool_result":
             body = event.json()
-            position, provider_id = self._calls[body["tool_use_id"]]
-            self._results[position] = {
-                "type": "tool_result",
-                "tool_use_id": provider_id,
-                "content": body["content"],
-                "is_error": body["is_error"],
-            }
+            self._result(body["tool_use_id"], body["content"], is_error=body["is_error"])
+        elif event.type == "user.custom_tool_result":
+            body = event.json()
+            is_error = bool(body.get("is_error"))
+            given: list[Json] = body.get("content") or []
+            content = repaired([user_block(block) for block in given], is_error=is_error)
+            self._result(body["custom_tool_use_id"], content, is_error=is_error)
+        elif event.type == "system.message":
+            # Everything before it is closed: what the user says next comes behind it.
+            self._close_user()
+            self.messages.append({"role": "system", "content": event.json()["content"]})
         elif event.type == "span.model_request_end":
             private = event.private_json()
             if (response := private.get("response")) is not None:
                 self._assistant(response["content"], private["tool_use_ids"])
+
+    def _result(self, tool_use_id: str, content: Sequence[Mapping[str, Any]], *, is_error: bool) -> None:
+        position, provider_id = self._calls[tool_use_id]
+        self._results[position] = {
+            "type": "tool_result",
+            "tool_use_id": provider_id,
+            "content": content,
+            "is_error": is_error,
+        }
 
     def _assistant(self, content: Sequence[Json], tool_use_ids: Mapping[str, str]) -> None:
         blocks = [block for block in content if block["type"] != "text" or block["text"].strip()]
@@ -107,8 +120,9 @@ def build_request(
     }
     if system := system_prompt(agent, uploads):
         body["system"] = system
-    if tools := definitions.offered(agent["tools"]):
-        body["tools"] = [definitions.as_json(name) for name in tools]
+    tools = [definitions.as_json(name) for name in definitions.offered(agent["tools"])]
+    if tools := tools + policies.custom_tools(agent["tools"]):
+        body["tools"] = tools
     if takes_effort:
         body["output_config"] = {"effort": model["effort"]["type"]}
     if model["speed"] != "standard":

@@ -4,20 +4,30 @@
 the same result, so a new owner decides exactly as the old one would have.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from managed_agents.eventlog.events import StoredEvent
+from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, StoredEvent
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool use of the model without a result yet. `refused` holds the reason when it may not run."""
+    """A tool use of the model without a result yet.
+
+    `refused` holds the reason when it may not run; `awaits` the type of the client's event it cannot go on without.
+    """
 
     event_id: str
     name: str
     input: dict[str, Any]
     refused: str | None = None
+    awaits: str | None = None
+
+
+def rejection(name: str, deny_message: str | None) -> str:
+    """What the model is told of a call that the client denied."""
+    told = f"Permission to use {name} has been rejected."  # observed
+    return f"{told} Rejection message: {deny_message}" if deny_message else told
 
 
 @dataclass(slots=True)
@@ -43,6 +53,8 @@ class Turn:
     paused: bool = False
     # The model was asked since the session was last idle, however that ended.
     begun: bool = False
+    # The calls that the newest idle event named as waiting for the client. Such an idle does not end the turn.
+    blocked_on: tuple[str, ...] = ()
 
     def apply(self, event: StoredEvent) -> None:
         """Fold one event."""
@@ -57,7 +69,7 @@ class Turn:
             case "session.thread_status_idle":
                 self.paused = event.json()["stop_reason"]["type"] == "budget_reached"
             case "session.status_idle":
-                self._idle()
+                self._idle(event.json()["stop_reason"])
             case "session.error":
                 self.failure_told = True
             case "user.message":
@@ -71,15 +83,35 @@ class Turn:
             case "agent.tool_use":
                 body = event.json()
                 self.called_tools = True
-                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], event.private_json().get("refused"))
+                refused = event.private_json().get("refused")
+                awaits = TOOL_CONFIRMATION if body["evaluated_permission"] == "ask" else None
+                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], refused, awaits)
+            case "agent.custom_tool_use":
+                body = event.json()
+                self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], awaits=CUSTOM_TOOL_RESULT)
             case "agent.tool_result":
                 self.pending.pop(event.json()["tool_use_id"], None)
                 self.owes_reply = True
+            case "user.custom_tool_result":
+                # A repeated answer finds nothing, and changes nothing.
+                if self.pending.pop(event.json()["custom_tool_use_id"], None) is not None:
+                    self.owes_reply = True
+            case "user.tool_confirmation":
+                self._confirmed(event.json())
             case _:
                 pass
 
-    def _idle(self) -> None:
+    def _confirmed(self, body: dict[str, Any]) -> None:
+        call = self.pending.get(body["tool_use_id"])
+        if call is not None and call.awaits == TOOL_CONFIRMATION:
+            refused = None if body["result"] == "allow" else rejection(call.name, body.get("deny_message"))
+            self.pending[call.event_id] = replace(call, refused=refused, awaits=None)
+
+    def _idle(self, stop_reason: dict[str, Any]) -> None:
         self.status = "idle"
+        self.blocked_on = tuple(stop_reason.get("event_ids", ()))
+        if self.blocked_on:
+            return
         self.begun = False
         self.owes_reply = self.paused
         self.rounds = 0

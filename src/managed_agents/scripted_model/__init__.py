@@ -21,11 +21,12 @@ from managed_agents.scripted_model.reply import (
     thinking,
     tool_use,
 )
-from managed_agents.scripted_model.request import Request, ToolResult
+from managed_agents.scripted_model.request import JudgedCall, Request, ToolResult
 from managed_agents.scripted_model.script import Script, load_script
 from managed_agents.scripted_model.server import scripted_model_command, serve
 
 __all__ = [
+    "JudgedCall",
     "Part",
     "Reply",
     "Request",

@@ -9,6 +9,7 @@ way:
     wait: 2                 seconds of silence
     error: 529              answer the first try with this status, the retry normally
     refuse                  end with stop reason `refusal`
+    judge: deny             how the calls of this conversation are judged (permission policy `auto`); else they are allowed
 
 """
 
@@ -21,11 +22,16 @@ from managed_agents.scripted_model.checks import JsonObject
 from managed_agents.scripted_model.reply import Part, fail, refuse, stall, text, thinking, tool_use
 from managed_agents.scripted_model.request import Request
 
-_COMMAND = re.compile(r"\s*(?:(run|tool|say|think|wait|error)\s*:\s*(.+)|(refuse)\s*)", re.IGNORECASE)
+_COMMAND = re.compile(r"\s*(?:(run|tool|say|think|wait|error|judge)\s*:\s*(.+)|(refuse)\s*)", re.IGNORECASE)
+
+_JUDGE = re.compile(r"\bjudge\s*:\s*(\w+)", re.IGNORECASE)
 
 
 def reply(request: Request) -> list[Part]:
     """Answer one request."""
+    if request.judging is not None:
+        told = _JUDGE.findall(request.last_user_text)
+        return [text(told[-1].upper() if told else "ALLOW")]
     commands = _commands(request.last_user_text)
     if not commands:
         return [
@@ -65,6 +71,8 @@ def _part(name: str, argument: str, request: Request) -> list[Part]:
             return [thinking(argument)]
         case "wait":
             return [stall(float(argument))] if re.fullmatch(r"\d+(\.\d+)?", argument) else [text("wait: needs a number")]
+        case "judge":
+            return []
         case "error":
             status = int(argument) if re.fullmatch(r"[45]\d\d", argument) else 500
             return [fail(status)] if request.attempt == 1 else []

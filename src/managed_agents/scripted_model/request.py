@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
+import orjson
+
 from managed_agents.scripted_model.checks import JsonObject
 from managed_agents.scripted_model.signing import blocks_of
 
@@ -24,6 +26,18 @@ class ToolResult:
     text: str
     is_error: bool
     content: list[JsonObject]
+
+
+# How a server begins the system prompt with which it lets the model judge a call (permission policy `auto`).
+JUDGING = "You decide whether a tool call of an AI agent may run"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedCall:
+    """The call that a judging request asks about."""
+
+    tool: str
+    input: JsonObject
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,14 @@ class Request:
     def system(self) -> str:
         """The system prompt's text."""
         return text_of(self.body.get("system"))
+
+    @cached_property
+    def judging(self) -> JudgedCall | None:
+        """The call to judge, when this request is not the agent's own but asks whether one of its calls may run."""
+        if not self.system.startswith(JUDGING):
+            return None
+        call = orjson.loads(self.last_user_text)["call"]
+        return JudgedCall(call["tool"], call["input"])
 
     @cached_property
     def tools(self) -> list[str]:

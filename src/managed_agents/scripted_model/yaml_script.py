@@ -46,6 +46,7 @@ CONDITIONS = {
     "turn": integer(least=1),
     "round": integer(least=0),
     "attempt": integer(least=1),
+    "judging": string(min_chars=1),
 }
 _ITEM = shape(
     {},
@@ -92,6 +93,9 @@ class _Rule:
 
     def match(self, request: Request) -> dict[str, str] | None:
         """Return what the holes of the reply are filled with, or None when the rule does not apply."""
+        if (request.judging is None) != ("judging" not in self.when):
+            # Rules are about the agent's own requests, unless they say otherwise.
+            return None
         results = "\n".join(result.text for result in request.tool_results)
         facts: JsonObject = {
             "tool_results_count": len(request.tool_results),
@@ -122,6 +126,9 @@ class _Rule:
             elif name == "tool_offered":
                 if wanted not in request.tools:
                     return None
+            elif name == "judging":
+                if request.judging is None or wanted not in ("any", request.judging.tool):
+                    return None
             elif facts[name] != wanted:
                 return None
         if self.times is not None and request.count(self.key) > self.times:
@@ -150,6 +157,8 @@ def load_yaml(source: str, name: str) -> tuple[Callable[[Request], object], int 
                     *parts,
                     *(_part(cast("JsonObject | str", _filled(item, filling))) for item in rule.items),
                 ]
+        if request.judging is not None:
+            return [helpers.text("ALLOW")]
         raise ScriptError(f"{name}: no rule matches; the user said {request.last_user_text[:200]!r}")
 
     return reply, cast("int | None", script.get("max_input_tokens"))

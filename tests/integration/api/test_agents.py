@@ -174,19 +174,10 @@ async def test_an_unknown_version_is_named(client: AsyncAnthropic) -> None:
 
 
 UNSERVED = [
-    ("tools.0.type", {"tools": [{"type": "custom", "name": "x", "description": "d", "input_schema": {}}]}),
     ("tools.0.type", {"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}),
     ("mcp_servers", {"mcp_servers": [{"type": "url", "name": "x", "url": "https://x"}]}),
     ("skills", {"skills": [{"type": "anthropic", "skill_id": "pdf"}]}),
     ("multiagent", {"multiagent": {"type": "coordinator", "agents": []}}),
-    (
-        "tools.0.default_config.permission_policy.type",
-        {"tools": [{**TOOLSET, "default_config": {"permission_policy": {"type": "always_ask"}}}]},
-    ),
-    (
-        "tools.0.configs.0.permission_policy.type",
-        {"tools": [{**TOOLSET, "configs": [{"name": "bash", "permission_policy": {"type": "auto"}}]}]},
-    ),
     ("tools.0.configs.0.name", {"tools": [{**TOOLSET, "configs": [{"name": "web_search"}]}]}),
     (
         "tools.0.configs.0.allowed_domains",
@@ -207,6 +198,69 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, pat
     with pytest.raises(anthropic.BadRequestError, match="not served yet by this server"):
         await client.beta.agents.update(agent.id, **fields)
     assert [shown async for shown in client.beta.agents.list()] == [agent]
+
+
+CUSTOM: dict[str, Any] = {
+    "type": "custom",
+    "name": "weather",
+    "description": "The weather of a city.",
+    # The order of properties is part of what the model reads; keywords that nobody here knows are passed on.
+    "input_schema": {
+        "type": "object",
+        "properties": {"z": {"type": "string"}, "a": {"type": ["integer", "null"]}},
+        "required": ["z"],
+        "$comment": "of course",
+    },
+}
+
+
+async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: AsyncAnthropic) -> None:
+    toolset: dict[str, Any] = {
+        **TOOLSET,
+        "default_config": {"permission_policy": {"type": "always_ask"}},
+        "configs": [{"name": "bash", "permission_policy": {"type": "auto"}}, {"name": "read", "enabled": False}],
+    }
+    agent = await client.beta.agents.create(name="A", model="m", tools=[CUSTOM, toolset])  # pyright: ignore
+    custom, resolved = agent.tools
+    assert custom.to_dict() == CUSTOM
+    assert list(custom.to_dict()["input_schema"]["properties"]) == ["z", "a"]  # pyright: ignore
+    assert resolved.to_dict() == {
+        "type": "agent_toolset_20260401",
+        "default_config": {"enabled": True, "permission_policy": {"type": "always_ask"}},
+        "configs": [
+            {"type": "bash", "name": "bash", "enabled": True, "permission_policy": {"type": "auto"}},
+            {"type": "read", "name": "read", "enabled": False, "permission_policy": {"type": "always_ask"}},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("tools", "told"),
+    [
+        ([{**CUSTOM, "name": ""}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "a" * 129}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "a b"}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "weather\n"}], "tools.0.name: "),
+        ([{**CUSTOM, "name": "mcp__x"}], "tools.0.name: names that begin with mcp__ or ant__ are reserved"),
+        ([{**CUSTOM, "name": "ant__x"}], "tools.0.name: names that begin with mcp__ or ant__ are reserved"),
+        ([{**CUSTOM, "name": "web_fetch"}], 'tools.0.name: "web_fetch" is the name of a built-in tool'),
+        ([CUSTOM, CUSTOM], 'tools.1.name: duplicate tool name "weather"'),
+        ([{**CUSTOM, "description": ""}], "tools.0.description: "),
+        ([{key: value for key, value in CUSTOM.items() if key != "description"}], "tools.0.description: "),
+        ([{**CUSTOM, "input_schema": {"type": "array"}}], "tools.0.input_schema.type: "),
+        ([{**CUSTOM, "input_schema": {"type": "object", "required": "z"}}], "tools.0.input_schema.required: "),
+        ([{**CUSTOM, "permission_policy": {"type": "auto"}}], "tools.0.permission_policy: "),
+        ([TOOLSET, *({**CUSTOM, "name": f"tool{n}"} for n in range(249))], "tools: at most 256 tools"),
+        (
+            [{**TOOLSET, "default_config": {"permission_policy": {"type": "never"}}}],
+            "tools.0.default_config.permission_policy.type",
+        ),
+    ],
+)
+async def test_custom_tools_that_cannot_be(client: AsyncAnthropic, tools: list[Any], told: str) -> None:
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await client.beta.agents.create(name="A", model="m", tools=tools)
+    assert refused.value.body["error"]["message"].startswith(told)  # pyright: ignore
 
 
 async def test_a_session_gets_the_effective_agent(client: AsyncAnthropic, served: Served) -> None:

@@ -6,21 +6,27 @@ dictionaries.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from managed_agents.core.errors import InvalidRequest
 from managed_agents.resources.agents.schemas import (
+    TOOLS_MAX,
     AgentToolset,
     AwsRole,
+    CustomTool,
     DefaultConfig,
     Effort,
     ExecutionIdentity,
     ModelConfig,
     PermissionPolicy,
+    SandboxToolName,
     Tool,
+    WebToolName,
 )
 
 EFFORT_DEFAULT = "high"  # spec: resolved to the model's default when the agent is saved; "high" in all samples
+BUILT_IN_TOOLS = frozenset((*get_args(SandboxToolName), *get_args(WebToolName)))
+RESERVED_PREFIXES = ("mcp__", "ant__")
 FAST_MODELS = frozenset({"claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 
 
@@ -55,6 +61,16 @@ class ResolvedToolset(TypedDict):
     configs: list[ResolvedToolConfig]
 
 
+class ResolvedCustomTool(TypedDict):
+    type: Literal["custom"]
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+
+
+ResolvedTool = ResolvedToolset | ResolvedCustomTool
+
+
 class ResolvedIdentity(TypedDict):
     type: str
     role_arn: NotRequired[str]
@@ -67,7 +83,7 @@ class AgentConfig(TypedDict):
     description: str | None
     model: ResolvedModel
     system: str | None
-    tools: list[ResolvedToolset]
+    tools: list[ResolvedTool]
     mcp_servers: list[dict[str, Any]]
     skills: list[dict[str, Any]]
     multiagent: dict[str, Any] | None
@@ -85,7 +101,7 @@ class AgentSnapshot(TypedDict):
     description: str | None
     model: ResolvedModel
     system: str | None
-    tools: list[ResolvedToolset]
+    tools: list[ResolvedTool]
     mcp_servers: list[dict[str, Any]]
     skills: list[dict[str, Any]]
     multiagent: dict[str, Any] | None
@@ -106,15 +122,41 @@ def resolve_model(given: str | ModelConfig, stored: ResolvedModel | None = None,
     return resolved
 
 
-def resolve_tools(tools: Sequence[Tool], *, prefix: str = "") -> list[ResolvedToolset]:
-    """Fill in what was left out of each toolset. What is not served has been refused before."""
-    resolved: list[ResolvedToolset] = []
+def resolve_tools(tools: Sequence[Tool], *, prefix: str = "") -> list[ResolvedTool]:
+    """Fill in what was left out of each toolset. What is not served has been refused before.
+
+    Raises:
+        InvalidRequest: two toolsets, too many tools, or a custom tool's name that is taken.
+    """
+    resolved: list[ResolvedTool] = []
+    names: set[str] = set()
+    toolsets = 0
     for index, tool in enumerate(tools):
+        path = f"{prefix}tools.{index}"
+        if isinstance(tool, CustomTool):
+            resolved.append(_resolve_custom(tool, names, path))
+            continue
         assert isinstance(tool, AgentToolset), tool.type
-        if resolved:
-            raise InvalidRequest(f"{prefix}tools.{index}.type: only one {tool.type} is allowed")
-        resolved.append(_resolve_toolset(tool, f"{prefix}tools.{index}"))
+        toolsets += 1
+        if toolsets > 1:
+            raise InvalidRequest(f"{path}.type: only one {tool.type} is allowed")
+        resolved.append(_resolve_toolset(tool, path))
+    if (count := len(names) + toolsets * len(BUILT_IN_TOOLS)) > TOOLS_MAX:
+        raise InvalidRequest(f"{prefix}tools: at most {TOOLS_MAX} tools are allowed across all toolsets, got {count}")
     return resolved
+
+
+def _resolve_custom(tool: CustomTool, names: set[str], path: str) -> ResolvedCustomTool:
+    """`names` are those of the custom tools before it."""
+    if tool.name.startswith(RESERVED_PREFIXES):
+        raise InvalidRequest(f"{path}.name: names that begin with {' or '.join(RESERVED_PREFIXES)} are reserved")
+    if tool.name in BUILT_IN_TOOLS:
+        raise InvalidRequest(f'{path}.name: "{tool.name}" is the name of a built-in tool')
+    if tool.name in names:
+        raise InvalidRequest(f'{path}.name: duplicate tool name "{tool.name}"')
+    names.add(tool.name)
+    schema = tool.input_schema.model_dump(exclude_unset=True)
+    return ResolvedCustomTool(type=tool.type, name=tool.name, description=tool.description, input_schema=schema)
 
 
 def _resolve_toolset(tool: AgentToolset, path: str) -> ResolvedToolset:

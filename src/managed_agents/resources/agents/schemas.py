@@ -108,10 +108,29 @@ class UnservedTool(RequestModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["mcp_toolset", "custom"]
+    type: Literal["mcp_toolset"]
 
 
-Tool = Annotated[AgentToolset | UnservedTool, Field(discriminator="type")]
+class InputSchema(RequestModel):
+    """A JSON Schema of an object; other keywords are passed on to the model as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["object"]
+    properties: dict[str, Any] | None = None
+    required: list[str] | None = None
+
+
+class CustomTool(RequestModel):
+    """A tool that the client runs. spec: BetaManagedAgentsCustomToolParams."""
+
+    type: Literal["custom"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+    description: Annotated[str, Field(min_length=1)]
+    input_schema: InputSchema
+
+
+Tool = Annotated[AgentToolset | CustomTool | UnservedTool, Field(discriminator="type")]
 Tools = Annotated[list[Tool], Field(max_length=TOOLS_MAX)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from managed_agents.core.errors import InvalidRequest
 from managed_agents.resources.agents.schemas import (
     AgentToolset,
-    PermissionPolicy,
+    CustomTool,
     Tool,
     UnservedTool,
     WebToolConfig,
@@ -43,19 +43,11 @@ def refuse_unserved(
 def _refuse_in_tool(tool: Tool, path: str) -> None:
     if isinstance(tool, UnservedTool):
         raise _refusal(f"{path}.type", f'"{tool.type}"')
-    default = tool.default_config
-    if default is not None:
-        _refuse_policy(default.permission_policy, f"{path}.default_config")
+    if isinstance(tool, CustomTool):
+        return
     for index, config in enumerate(tool.configs):
-        at = f"{path}.configs.{index}"
-        _refuse_policy(config.permission_policy, at)
         if isinstance(config, WebToolConfig):
-            _refuse_web(config, tool, at)
-
-
-def _refuse_policy(policy: PermissionPolicy | None, path: str) -> None:
-    if policy is not None and policy.type != "always_allow":
-        raise _refusal(f"{path}.permission_policy.type", f'"{policy.type}"')
+            _refuse_web(config, tool, f"{path}.configs.{index}")
 
 
 def _refuse_web(config: WebToolConfig, tool: AgentToolset, path: str) -> None:

@@ -45,7 +45,7 @@ class SessionEvents:
             head = await log.lock(tx, session_id, workspace_id=workspace_id)
             if head is None or head.deleted:
                 raise not_found(session_id)
-            accepted = inputs.accept(head, body.events)
+            accepted = await inputs.accept(tx, head, body.events)
             await log.write(tx, [head])
         accepted.announce(self.hints, session_id)
         return b'{"data":[%b]}' % b",".join(accepted.echo)

@@ -5,9 +5,9 @@ Closed models: an unknown field is a 400 that names it, and so is a kind that th
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
@@ -19,6 +19,9 @@ from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 IMAGE_BYTES_MAX = 5 * 1024 * 1024
 PDF_BYTES_MAX = 20 * 1024 * 1024
 URL_CHARS_MAX = 2048
+DOCUMENT_TITLE_CHARS_MAX = 500
+DENY_MESSAGE_CHARS_MAX = 10_000  # assumed: the hosted limit is undocumented
+SYSTEM_BLOCKS_MAX = 1000  # spec: text blocks of a system.message
 TITLE_CHARS_MAX = 500  # assumed: the hosted limit is undocumented
 
 _MAGIC = {
@@ -74,7 +77,8 @@ class Base64ImageSource(RequestModel):
     def _image(cls, value: str, info: Any) -> str:
         raw = decoded(value, IMAGE_BYTES_MAX)
         media_type = info.data.get("media_type")
-        if media_type is not None and not raw.startswith(_MAGIC[media_type]):
+        fits = media_type is None or (raw.startswith(_MAGIC[media_type]) and (media_type != "image/webp" or raw[8:12] == b"WEBP"))
+        if not fits:
             raise PydanticCustomError("image", "the data is not an image of the given media_type")
         return value
 
@@ -114,11 +118,34 @@ class DocumentBlock(RequestModel):
         Annotated[Base64DocumentSource | TextDocumentSource | UrlSource, Field(discriminator="type")],
         BeforeValidator(served.source),
     ]
-    title: str | None = None
-    context: str | None = None
+    # The model API refuses empty ones, and longer titles.
+    title: Annotated[str, StringConstraints(min_length=1, max_length=DOCUMENT_TITLE_CHARS_MAX)] | None = None
+    context: Annotated[str, StringConstraints(min_length=1)] | None = None
+
+
+class ResultTextBlock(RequestModel):
+    """Text of a tool: may be blank, a tool does not choose its output. Repaired on the way to the model."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Citations(RequestModel):
+    enabled: bool
+
+
+class SearchResultBlock(RequestModel):
+    """spec: beta_managed_agents_search_result_block_param.py"""
+
+    type: Literal["search_result"]
+    source: str
+    title: str
+    content: list[TextBlock] = Field(min_length=1)
+    citations: Citations
 
 
 ContentBlock = Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]
+ResultBlock = Annotated[ResultTextBlock | ImageBlock | DocumentBlock | SearchResultBlock, Field(discriminator="type")]
 
 
 class UserMessage(RequestModel):
@@ -131,7 +158,52 @@ class UserInterrupt(RequestModel):
     session_thread_id: str | None = None
 
 
-ClientEvent = Annotated[Annotated[UserMessage | UserInterrupt, Field(discriminator="type")], BeforeValidator(served.event)]
+class UserToolConfirmation(RequestModel):
+    """`session_thread_id` is the server's to set: a client that sends it back is not refused, and it has no effect."""
+
+    type: Literal["user.tool_confirmation"]
+    tool_use_id: str
+    result: Literal["allow", "deny"]
+    deny_message: Annotated[str, StringConstraints(max_length=DENY_MESSAGE_CHARS_MAX)] | None = None
+    session_thread_id: str | None = None
+
+    @model_validator(mode="after")
+    def _message_of_a_denial(self) -> Self:
+        # spec: BetaManagedAgentsUserToolConfirmationEventParams, a message belongs to a denial
+        if self.deny_message is not None and self.result != "deny":
+            raise PydanticCustomError("deny_message", "deny_message is only allowed when result is 'deny'")
+        return self
+
+
+class UserCustomToolResult(RequestModel):
+    """spec: beta_managed_agents_user_custom_tool_result_event_params.py"""
+
+    type: Literal["user.custom_tool_result"]
+    custom_tool_use_id: str
+    content: list[ResultBlock] | None = None
+    is_error: bool | None = None
+    session_thread_id: str | None = None
+
+
+class UserToolResult(RequestModel):
+    """spec: beta_managed_agents_user_tool_result_event_params.py"""
+
+    type: Literal["user.tool_result"]
+    tool_use_id: str
+    content: list[ResultBlock] | None = None
+    is_error: bool | None = None
+    session_thread_id: str | None = None
+
+
+class SystemMessage(RequestModel):
+    """spec: beta_managed_agents_system_message_event_params.py"""
+
+    type: Literal["system.message"]
+    content: list[TextBlock] = Field(min_length=1, max_length=SYSTEM_BLOCKS_MAX)
+
+
+AnyClientEvent = UserMessage | UserInterrupt | UserToolConfirmation | UserCustomToolResult | UserToolResult | SystemMessage
+ClientEvent = Annotated[Annotated[AnyClientEvent, Field(discriminator="type")], BeforeValidator(served.event)]
 InitialEvent = Annotated[UserMessage, BeforeValidator(served.event)]
 
 

@@ -8,15 +8,7 @@ from typing import Any, cast
 
 from pydantic_core import PydanticCustomError
 
-EVENTS = frozenset(
-    {
-        "user.tool_confirmation",
-        "user.custom_tool_result",
-        "user.tool_result",
-        "user.define_outcome",
-        "system.message",
-    }
-)
+EVENTS = frozenset({"user.define_outcome"})
 RESOURCES = frozenset({"github_repository", "memory_store"})
 SOURCES = frozenset({"file"})
 

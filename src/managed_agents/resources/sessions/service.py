@@ -93,7 +93,7 @@ class Sessions:
             if body.initial_events:
                 head = await log.lock(tx, session_id)
                 assert head is not None
-                accepted = inputs.accept(head, body.initial_events)
+                accepted = await inputs.accept(tx, head, body.initial_events)
                 await log.write(tx, [head])
             answer = await _read(tx, workspace_id, session_id)
         accepted.announce(self.hints, session_id)
@@ -208,10 +208,13 @@ async def _lock(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
 
 
 def _busy(head: log.Head) -> str | None:
-    """The status that forbids archiving and deleting, if any. Queued work counts as running: it is about to be."""
+    """The status that forbids archiving and deleting, if any. Queued work counts as running: it is about to be.
+
+    Behind calls that wait for the client nothing is about to happen.
+    """
     if head.state.status in BUSY:
         return head.state.status
-    return "running" if head.inbox_count else None
+    return "running" if head.inbox_count and not head.state.waiting else None
 
 
 async def _read(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Json:
