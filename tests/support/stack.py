@@ -47,7 +47,7 @@ from managed_agents.harness.worker import Worker
 from managed_agents.model.client import AnthropicModelClient
 from managed_agents.model.endpoint import Endpoint
 from managed_agents.model.models import Models
-from managed_agents.processes.worker import sandbox_backend, sandbox_spec
+from managed_agents.processes.worker import sandbox_backend, sandbox_spec, web_tools
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.keys.service import KeyDirectory
@@ -341,15 +341,17 @@ def gate() -> Iterator[Gate]:
 
 
 @asynccontextmanager
-async def stack(postgres_url: str, template: str, *, sandbox: Literal["local", "docker"] = "local") -> AsyncIterator[Stack]:
-    """Start everything on a database of its own; stop it and remove what it left behind."""
+async def stack(
+    postgres_url: str, template: str, *, sandbox: Literal["local", "docker"] = "local", **more: Any
+) -> AsyncIterator[Stack]:
+    """Start everything on a database of its own, with `more` settings; stop it and remove what it left behind."""
     name = f"test_{uuid4().hex[:12]}"
     # Short, because sockets are made below it, and open to the uids of commands.
     directory = Path(tempfile.mkdtemp(prefix="ma-", dir="/tmp"))
     os.chmod(directory, 0o755)
     try:
         database_url = await databases.create_database(postgres_url, name, template)
-        async with _running(database_url, directory, sandbox) as running:
+        async with _running(database_url, directory, sandbox, more) as running:
             yield running
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(WAIT_SECONDS):
@@ -358,7 +360,9 @@ async def stack(postgres_url: str, template: str, *, sandbox: Literal["local", "
 
 
 @asynccontextmanager
-async def _running(database_url: str, directory: Path, sandbox: Literal["local", "docker"]) -> AsyncIterator[Stack]:
+async def _running(
+    database_url: str, directory: Path, sandbox: Literal["local", "docker"], more: dict[str, Any]
+) -> AsyncIterator[Stack]:
     replies = ScriptedReplies()
     model = scripted_model.create_app(scripted_model.Script("test", replies))
     settings = Settings(
@@ -367,6 +371,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
         sandbox=sandbox,
         sandbox_memory_bytes=512 * 1024**2,
         sandbox_disk_bytes=256 * 1024**2,
+        **more,
     )
     api_db = Database(database_url, pool=10, application_name="test api")
     worker_db = Database(database_url, pool=10, application_name="test worker")
@@ -382,8 +387,9 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
                 db=api_db,
                 keys=KeyDirectory(api_db, HMAC_KEY),
                 blobs=blobs,
-                sessions=Sessions(api_db, hints),
+                sessions=Sessions(api_db, hints, web_search=settings.web_search is not None),
                 events=SessionEvents(api_db, hints, hub),
+                web_search=settings.web_search is not None,
             )
             worker_doorbell = Doorbell(database_url)
             previews = PreviewSender(database_url)
@@ -395,6 +401,7 @@ async def _running(database_url: str, directory: Path, sandbox: Literal["local",
                 hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), socket.gethostname()),
                 harness=StandardHarness(),
                 previews=previews,
+                web=web_tools(settings, client),
                 jitter=lambda: 0.0,
             )
             worker = Worker(parts, turns_max=100, ttl_seconds=15.0)

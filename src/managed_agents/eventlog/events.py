@@ -308,13 +308,19 @@ def span_end(
     )
 
 
-def tool_result(thread_id: str, tool_use_id: str, content: Sequence[Json], *, is_error: bool) -> NewEvent:
-    """`agent.tool_result` for the tool use event `tool_use_id`, repaired where the model API would refuse it."""
+def tool_result(
+    thread_id: str, tool_use_id: str, content: Sequence[Json], *, is_error: bool, usage: SpanUsage | None = None
+) -> NewEvent:
+    """`agent.tool_result` for the tool use event `tool_use_id`, repaired where the model API would refuse it.
+
+    `usage` is what the call itself cost.
+    """
     return new_event(
         "agent.tool_result",
         thread_id,
         {"tool_use_id": tool_use_id, "content": repaired(content, is_error=is_error), "is_error": is_error},
         tool_use_id=tool_use_id,
+        usage=usage,
     )
 
 

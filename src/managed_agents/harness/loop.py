@@ -33,7 +33,9 @@ from managed_agents.harness.preview import Preview
 from managed_agents.harness.request import Failed, Finished, ModelRequester
 from managed_agents.harness.response import Response, events_of, judged_calls
 from managed_agents.harness.tools import definitions
+from managed_agents.harness.tools.web import WebTools
 from managed_agents.harness.turn import ToolCall
+from managed_agents.harness.web_calls import WebCalls
 from managed_agents.sandbox.backend import Outcome
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Parts:
     hands: Hands
     harness: Harness
     previews: PreviewSender
+    web: WebTools
     jitter: Callable[[], float]
 
 
@@ -76,13 +79,17 @@ class SessionRunner:
         self._parts = parts
         self._worker_id = worker_id
         self._thread_id = claim.thread_id
-        self._agent = claim.agent
+        self._agent: dict[str, Any] = {
+            **claim.agent,
+            "tools": definitions.available(claim.agent["tools"], parts.web.missing),
+        }
         self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds)
         self._changed = anyio.Event()  # new input, or a call has ended
         self._hands: SessionHands = parts.hands.of_session(claim)
+        self._web = WebCalls(parts.web, parts.db, claim, self._agent, self._hands)
         self._background: TaskGroup | None = None
         self._prepared = False
-        self._offers_tools = bool(definitions.offered(self._agent["tools"]))
+        self._offers_sandbox = definitions.offers_sandbox(self._agent["tools"])
 
     def notify(self) -> None:
         """New input arrived for this session."""
@@ -105,7 +112,7 @@ class SessionRunner:
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
-            if self._offers_tools:
+            if self._offers_sandbox:
                 group.start_soon(self._hands.uploads)  # remembered for the request
         faults.reach(TURN_LOADED)
         if self.claim.crashes >= CRASHES_MAX:
@@ -177,7 +184,7 @@ class SessionRunner:
             await self._hands.harvest()
 
     def _prepare_hands(self) -> None:
-        if not self._prepared and self._offers_tools:
+        if not self._prepared and self._offers_sandbox:
             assert self._background is not None
             self._prepared = True
             self._background.start_soon(self._hands.prepare)
@@ -241,7 +248,7 @@ class SessionRunner:
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         # Only a session with tools tells the model of its files.
-        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_tools else []
+        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_sandbox else []
         preview = self._preview(stored[-1].seq)
         judgements: dict[int, Judgement] = {}
 
@@ -380,14 +387,16 @@ class SessionRunner:
 
     async def _run_call(self, call: ToolCall, stored: list[StoredEvent]) -> None:
         if call.refused is not None:
-            outcome = Outcome([{"type": "text", "text": call.refused}], is_error=True)
+            outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
         else:
-            outcome = await self._hands.execute(call)
+            is_web = call.name in definitions.WEB_TOOLS
+            outcome, usage = await self._web.run(call) if is_web else (await self._hands.execute(call), None)
             faults.reach(OUTCOME_ARRIVED)
-        result = ev.tool_result(self._thread_id, call.event_id, outcome.content, is_error=outcome.is_error)
+        result = ev.tool_result(self._thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
         stored += await self._append([result])
         faults.reach(OUTCOME_LOGGED)
-        await self._hands.acknowledge(call.event_id)
+        if call.name not in definitions.WEB_TOOLS:
+            await self._hands.acknowledge(call.event_id)
 
     # Interrupts
 

@@ -38,7 +38,7 @@ class Transcript:
             self._user += [user_block(block) for block in event.json()["content"]]
         elif event.type == "agent.tool_result":
             body = event.json()
-            self._result(body["tool_use_id"], body["content"], is_error=body["is_error"])
+            self._result(body["tool_use_id"], [_result_block(block) for block in body["content"]], is_error=body["is_error"])
         elif event.type == "user.custom_tool_result":
             body = event.json()
             is_error = bool(body.get("is_error"))
@@ -89,6 +89,18 @@ class Transcript:
         return [*self.messages, *([{"role": "user", "content": open_user}] if open_user else [])]
 
 
+def _result_block(block: Json) -> Json:
+    """A block of a built-in tool's result as the model gets it.
+
+    Search results become text: the API refuses requests that mix results with and without citations, and those of the client's
+    own tools may have them.
+    """
+    if block["type"] != "search_result":
+        return block
+    lines = [block["title"], block["source"], *(inner["text"] for inner in block["content"])]
+    return {"type": "text", "text": "\n".join(dict.fromkeys(lines))}
+
+
 def user_block(block: Json) -> Json:
     """A client's content block as the Messages API takes it: null fields dropped, else unchanged."""
     return {key: value for key, value in block.items() if value is not None}
@@ -97,7 +109,7 @@ def user_block(block: Json) -> Json:
 def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
     """The agent's own prompt, then the facts of its environment."""
     parts = [agent["system"]] if agent["system"] else []
-    if definitions.offered(agent["tools"]):
+    if definitions.offers_sandbox(agent["tools"]):
         parts.append(OUTPUTS_NOTE)
         if uploads:
             parts.append("Files the user attached (read-only):\n" + "\n".join(f"- {path}" for path in uploads))

@@ -30,9 +30,10 @@ async def run(settings: Settings) -> None:
         db=db,
         keys=KeyDirectory(db, key_provider(settings).derive(API_KEYS)),
         blobs=blob_store(settings),
-        sessions=Sessions(db, hints),
+        sessions=Sessions(db, hints, web_search=settings.web_search is not None),
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,
+        web_search=settings.web_search is not None,
     )
 
     async def work() -> None:

@@ -23,6 +23,8 @@ class Services:
     sessions: Sessions
     events: SessionEvents
     require_beta_header: bool = True
+    web_search: bool = False
+    """Whether the workers have a search provider."""
 
 
 def services(request: Request) -> Services:
@@ -35,3 +37,11 @@ async def _blobs(request: Request) -> BlobStore:
 
 
 Blobs = Annotated[BlobStore, Depends(_blobs)]
+
+
+async def _web_search(request: Request) -> bool:
+    return services(request).web_search
+
+
+WebSearch = Annotated[bool, Depends(_web_search)]
+"""Whether the workers have a search provider."""

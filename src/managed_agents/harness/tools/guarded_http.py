@@ -172,7 +172,7 @@ def check_url(url: str) -> None:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, UnicodeError) as error:
         raise NotAllowed(f"it is not a URL ({error})") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 80) <= 65535:
         raise NotAllowed("only http and https URLs can be fetched")
     if parsed.userinfo:
         raise NotAllowed("URLs with credentials are not fetched")

@@ -48,6 +48,8 @@ class Sessions:
 
     db: Database
     hints: Hints
+    web_search: bool = False
+    """Whether the workers have a search provider."""
 
     async def create(self, workspace_id: WorkspaceId, body: CreateSession) -> Json:
         """Create a session: idle, or running when it has initial events.
@@ -58,7 +60,7 @@ class Sessions:
         session_id = SessionId(ids.new_id(ids.SESSION))
         thread_id = ids.new_id(ids.THREAD)
         async with self.db.transaction() as tx:
-            agent = await agents.resolve_for_session(tx, workspace_id, body.agent)
+            agent = await agents.resolve_for_session(tx, workspace_id, body.agent, web_search=self.web_search)
             environment = await environments.usable_for_session(tx, workspace_id, body.environment_id)
             at: datetime = (await tx.execute(select(func.clock_timestamp()))).scalar_one()
             await tx.execute(
