@@ -1,15 +1,20 @@
 """From what a server answers to what the model reads: HTML as Markdown with its links, text as it is. Pure.
 
-Pages are written by strangers and their conversion takes the time they like: callers run it in a process apart, with a deadline.
+Pages are written by strangers, and their conversion takes the time and memory they like: callers run this module as
+a process of its own, killed at its deadline.
 """
 
 import codecs
+import json
 import re
+import resource
+import sys
 from html import unescape
 
 from html_to_markdown import ConversionOptions, convert
 
 TITLE_CHARS_MAX = 500
+MEMORY_BYTES_MAX = 1024**3
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 TEXT_TYPES = frozenset(
     {
@@ -78,3 +83,15 @@ def from_html(body: bytes, charset: str | None, url: str) -> tuple[str | None, s
     text = convert(html.encode(errors="replace").decode(), options).content or ""
     shown = " ".join(unescape(title[1]).split())[:TITLE_CHARS_MAX] if title else None
     return shown or None, text.strip()
+
+
+def main() -> None:
+    """Convert the page on standard input; its URL and charset are the arguments."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    url, charset = sys.argv[1:3]
+    title, text = from_html(sys.stdin.buffer.read(), charset or None, url)
+    sys.stdout.write(json.dumps([title, text]))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,12 +6,14 @@ new owner of the session fetches again.
 
 import base64
 import logging
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-from anyio import to_process
-from html_to_markdown import ConversionError
+import orjson
+from anyio import to_thread
 
 from managed_agents.harness.tools import domains, pages
 from managed_agents.harness.tools.guarded_http import (
@@ -102,14 +104,27 @@ class WebFetch:
     async def _text(self, page: Page, *, is_html: bool) -> tuple[str | None, str]:
         if not is_html:
             return None, pages.decoded(page.body, page.charset, is_html=False)
+        command = [sys.executable, "-I", "-m", pages.__name__, page.url, page.charset or ""]
+
+        def convert() -> bytes:
+            # In a thread: with uvloop a loop that has run processes of its own was seen to hang when it is closed.
+            done = subprocess.run(
+                command,
+                input=page.body,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=CONVERSION_SECONDS_MAX,
+                check=True,
+            )
+            return done.stdout
+
         try:
-            with anyio.fail_after(CONVERSION_SECONDS_MAX):
-                return await to_process.run_sync(
-                    pages.from_html, page.body, page.charset, page.url, cancellable=True, limiter=self._conversions
-                )
-        except (TimeoutError, ConversionError, anyio.BrokenWorkerProcess) as error:
+            converted = await to_thread.run_sync(convert, abandon_on_cancel=True, limiter=self._conversions)
+        except (OSError, subprocess.SubprocessError) as error:
             logger.warning("a page cannot be turned into text: %s", type(error).__name__)
             raise WebError("unavailable", "the page cannot be turned into text") from error
+        title, text = orjson.loads(converted)
+        return title, text
 
 
 def _bytes_max(content_type: str) -> tuple[int, bool]:
