@@ -65,7 +65,7 @@ def _entry(raw: dict[str, Any], topic: str, prefix: str, file: str) -> Requireme
         raise ManifestError(f"{where}: ids of this file are {prefix}- and three digits")
     if made.kind not in KINDS or (made.kind == "rule") != (made.point is None):
         raise ManifestError(f"{where}: kind is one of {KINDS}; all but rules have a point")
-    if made.kind == "rule" and not (made.says.endswith(".") and made.says[0].isupper()):
+    if made.kind == "rule" and not made.says.endswith("."):
         raise ManifestError(f"{where}: a rule is a sentence")
     if len(made.says) > SENTENCE_LENGTH_MAX or "\n" in made.says or not made.source:
         raise ManifestError(f"{where}: one sentence of at most {SENTENCE_LENGTH_MAX} characters, and its source")

@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 
 from managed_agents.processes.lifetime import settle_memory
-from tests.bench import log, requests, rest, stream, tools, turns
+from tests.bench import lists, log, requests, rest, stream, tools, turns
 from tests.bench.figures import Figure
 from tests.bench.stack import Stack, running
 
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[Stack], Awaitable[list[Figure]]]] = {
     "requests": requests.measure,
     "turns": turns.measure,
     "log": log.measure,
+    "lists": lists.measure,
     "stream": stream.measure,
     "tools": tools.measure,
 }

@@ -44,6 +44,7 @@ def bodies() -> list[tuple[bytes, int]]:
     ]
 
 
+@pytest.mark.requirement("CNV-057", "CNV-059")
 @pytest.mark.parametrize(("content", "status"), bodies(), ids=range(len(bodies())))
 @pytest.mark.parametrize("path", ["/v1/sessions", "/v1/sessions/{id}", "/v1/sessions/{id}/events", "/v1/sessions/{id}/archive"])
 async def test_bodies_that_are_no_request(server: Stack, path: str, content: bytes, status: int) -> None:
@@ -73,6 +74,7 @@ async def unchanged(server: Stack, session: Any) -> None:
     assert [s.id async for s in server.client.beta.sessions.list(agent_id=session.agent.id)] == [session.id]
 
 
+@pytest.mark.requirement("CNV-058")
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -89,6 +91,7 @@ async def test_what_cannot_be_stored_is_named(server: Stack, body: dict[str, Any
     await unchanged(server, session)
 
 
+@pytest.mark.requirement("CNV-034")
 async def test_a_huge_body_is_refused_whether_declared_or_not(server: Stack) -> None:
     session = await shared(server)
     path = f"/v1/sessions/{session.id}/events"
@@ -106,6 +109,7 @@ async def test_a_huge_body_is_refused_whether_declared_or_not(server: Stack) -> 
     await unchanged(server, session)
 
 
+@pytest.mark.requirement("CNV-077")
 async def test_a_large_body_below_the_limit_is_taken(server: Stack) -> None:
     session = await server.session(["read"])
     text = "x" * (8 * 1024 * 1024)
@@ -116,6 +120,7 @@ async def test_a_large_body_below_the_limit_is_taken(server: Stack) -> None:
     assert stored.content[0].text == text
 
 
+@pytest.mark.requirement("CNV-060")
 @pytest.mark.parametrize(
     ("headers", "named"),
     [
@@ -134,6 +139,7 @@ async def test_wrong_kinds_of_body(server: Stack, headers: dict[str, str], named
     await unchanged(server, session)
 
 
+@pytest.mark.requirement("CNV-062")
 @pytest.mark.parametrize(
     "bad",
     [
@@ -167,6 +173,7 @@ async def test_ids_that_are_none(server: Stack, bad: str) -> None:
         refusal(answer, status=answer.status_code)
 
 
+@pytest.mark.requirement("CNV-062")
 async def test_bad_ids_below_a_good_session(server: Stack) -> None:
     session = await shared(server)
     for bad in ("x", "sthr_", "sthr_01%00", "sthr_01%ff", "sthr_" + "x" * 5000):
@@ -178,6 +185,7 @@ async def test_bad_ids_below_a_good_session(server: Stack) -> None:
         refusal(answer, status=answer.status_code)
 
 
+@pytest.mark.requirement("CNV-063")
 async def test_many_parameters(server: Stack) -> None:
     session = await shared(server)
     query = "&".join(f"types[]=user.message&x{n}=1" for n in range(1500))

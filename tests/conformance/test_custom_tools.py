@@ -3,11 +3,13 @@
 from typing import Any
 
 import anthropic
+import anyio
 import pytest
+from anthropic import beta_async_tool
 
 from managed_agents.harness.loop import INTERRUPTED
 from managed_agents.scripted_model import broken_tool_use, text, tool_use
-from tests.support.stack import Gate, Stack, Watch, message
+from tests.support.stack import WAIT_SECONDS, Gate, Stack, Watch, message
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +50,7 @@ async def same_as_history(server: Stack, session: Any, watch: Watch) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("EVT-083", "OBS-053")
 async def test_a_custom_tool_is_offered_called_and_answered(server: Stack) -> None:
     session = await server.session([[text("I ask."), tool_use("weather", city="Bonn")], "Sunny."], tools=WEATHER)
     assert [tool.to_dict() for tool in session.agent.tools] == WEATHER
@@ -85,6 +88,7 @@ async def test_a_custom_tool_is_offered_called_and_answered(server: Stack) -> No
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-073", "EVT-075")
 async def test_several_calls_partial_answers_and_their_order(server: Stack) -> None:
     calls = [tool_use("weather", city=city) for city in ("Bonn", "Ulm", "Jena")]
     session = await server.session([calls, "all of them"], tools=WEATHER)
@@ -106,6 +110,7 @@ async def test_several_calls_partial_answers_and_their_order(server: Stack) -> N
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-084")
 async def test_results_of_every_kind_of_content(server: Stack) -> None:
     calls = [tool_use("weather", city=str(number)) for number in range(5)]
     session = await server.session([calls, "ok"], tools=WEATHER)
@@ -149,6 +154,7 @@ async def test_results_of_every_kind_of_content(server: Stack) -> None:
     assert [answer.is_error for answer in answers] == [False, False, False, True, False]
 
 
+@pytest.mark.requirement("EVT-074")
 async def test_an_answer_in_advance_of_the_idle_is_taken(server: Stack, held: Gate) -> None:
     calls = [tool_use("bash", command=held.command), tool_use("weather", city="Bonn")]
     session = await server.session([calls, "done"], tools=MIXED)
@@ -165,6 +171,7 @@ async def test_an_answer_in_advance_of_the_idle_is_taken(server: Stack, held: Ga
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("OBS-051")
 async def test_a_repeated_answer_shows_one_more_period_and_changes_nothing(server: Stack) -> None:
     session = await server.session([[tool_use("weather", city="Bonn")], "Sunny."], tools=WEATHER)
     async with server.watching(session) as watch:
@@ -186,6 +193,7 @@ async def test_a_repeated_answer_shows_one_more_period_and_changes_nothing(serve
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-076", "EVT-077")
 async def test_answers_nobody_waits_for(server: Stack) -> None:
     session = await server.session([[tool_use("weather", city="Bonn")], "ok"], tools=WEATHER)
     async with server.watching(session) as watch:
@@ -208,6 +216,7 @@ async def test_answers_nobody_waits_for(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-085")
 async def test_an_unreadable_call_is_answered_by_the_server(server: Stack) -> None:
     session = await server.session([[broken_tool_use("weather", '{"city": ')], "sorry"], tools=WEATHER)
     watch = await server.turn(session)
@@ -218,6 +227,7 @@ async def test_an_unreadable_call_is_answered_by_the_server(server: Stack) -> No
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-086")
 async def test_a_system_message_may_accompany_a_result(server: Stack) -> None:
     session = await server.session([[tool_use("weather", city="Bonn")], "ok"], tools=WEATHER)
     async with server.watching(session) as watch:
@@ -232,4 +242,32 @@ async def test_a_system_message_may_accompany_a_result(server: Stack) -> None:
     *_, user, system = server.requests(session)[-1].messages
     assert (user["role"], [block["type"] for block in user["content"]]) == ("user", ["tool_result"])
     assert system == {"role": "system", "content": [{"type": "text", "text": "Answer in French."}]}
+    await same_as_history(server, session, watch)
+
+
+@pytest.mark.requirement("EVT-093")
+async def test_the_sdks_own_runner_answers_the_calls(server: Stack) -> None:
+    asked: list[str] = []
+
+    @beta_async_tool
+    async def weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: its name
+        """
+        asked.append(city)
+        return f"sunny in {city}"
+
+    calls = [tool_use("weather", city="Bonn"), tool_use("weather", city="Ulm")]
+    session = await server.session([calls, "Sunny."], tools=WEATHER)
+    runner = server.client.beta.sessions.events.tool_runner(session.id, tools=[weather], max_idle=0.2)
+    async with server.watching(session) as watch:
+        await server.say(session, "how is the weather?")
+        with anyio.fail_after(WAIT_SECONDS):
+            answered = [call async for call in runner]
+        await watch.until(lambda event: event.type == "session.status_idle" and event.stop_reason.type == "end_turn")
+    assert sorted(asked) == ["Bonn", "Ulm"]
+    assert len(answered) == 2
+    assert [answer.text for answer in server.requests(session)[-1].tool_results] == ["sunny in Bonn", "sunny in Ulm"]
     await same_as_history(server, session, watch)

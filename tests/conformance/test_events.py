@@ -26,6 +26,7 @@ async def three_turns(server: Stack) -> tuple[Any, list[Any]]:
     return session, await server.history(session)
 
 
+@pytest.mark.requirement("EVT-061", "EVT-065")
 async def test_types(server: Stack) -> None:
     session, everything = await three_turns(server)
     some = await server.history(session, types=["user.message", "agent.message"])
@@ -39,6 +40,7 @@ async def test_types(server: Stack) -> None:
         assert said.startswith("types.1")
 
 
+@pytest.mark.requirement("CNV-045", "EVT-062")
 async def test_order_and_pages(server: Stack) -> None:
     session, everything = await three_turns(server)
     ids = [e.id for e in everything]
@@ -51,6 +53,7 @@ async def test_order_and_pages(server: Stack) -> None:
     assert (len(first["data"]), first["next_page"]) == (27, None)
 
 
+@pytest.mark.requirement("EVT-061")
 async def test_bounds_compare_with_processed_at(server: Stack) -> None:
     session, everything = await three_turns(server)
     middle = everything[10]
@@ -65,6 +68,7 @@ async def test_bounds_compare_with_processed_at(server: Stack) -> None:
     assert await server.history(session, created_at_gt=everything[-1].processed_at + timedelta(microseconds=1)) == []
 
 
+@pytest.mark.requirement("EVT-029", "EVT-031", "EVT-032")
 async def test_queued_events_are_listed_last(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
     async with server.watching(session) as watch:
@@ -91,6 +95,7 @@ async def test_queued_events_are_listed_last(server: Stack, held: Gate) -> None:
     assert rest["next_page"] is None
 
 
+@pytest.mark.requirement("CNV-023", "CNV-045")
 @pytest.mark.parametrize(
     ("query", "named"),
     [
@@ -112,6 +117,7 @@ async def test_refused_queries_name_the_parameter(server: Stack, query: str, nam
     assert (await server.refused("GET", f"{path_of(session)}?{query}")).startswith(named)
 
 
+@pytest.mark.requirement("CNV-040", "OBS-031")
 async def test_a_cursor_keeps_its_order(server: Stack) -> None:
     session, _ = await three_turns(server)
     cursor = (await server.raw("GET", f"{path_of(session)}?limit=2")).json()["next_page"]
@@ -119,6 +125,7 @@ async def test_a_cursor_keeps_its_order(server: Stack) -> None:
     assert said == "page token order does not match request"
 
 
+@pytest.mark.requirement("CNV-045")
 @pytest.mark.parametrize("bytes_max", [1, 400, 1000])
 async def test_a_page_is_bounded_in_bytes(server: Stack, monkeypatch: pytest.MonkeyPatch, bytes_max: int) -> None:
     session, everything = await three_turns(server)
@@ -130,6 +137,7 @@ async def test_a_page_is_bounded_in_bytes(server: Stack, monkeypatch: pytest.Mon
         assert [e.id for e in await server.history(session, order=order)] == [e.id for e in expected]
 
 
+@pytest.mark.requirement("EVT-055", "EVT-057")
 async def test_silence_is_broken_by_pings(server: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STREAM_HEARTBEAT_SECONDS", 0.05)
     session = await server.session()
@@ -147,6 +155,7 @@ async def test_silence_is_broken_by_pings(server: Stack, monkeypatch: pytest.Mon
     assert lines == ["event: ping", 'data: {"type":"ping"}', ""] * 2
 
 
+@pytest.mark.requirement("EVT-055", "EVT-059")
 async def test_many_readers_get_the_same(server: Stack) -> None:
     session = await server.session(["ok"])
     frames: list[list[str]] = []
@@ -181,6 +190,7 @@ async def test_many_readers_get_the_same(server: Stack) -> None:
     assert b'{"data":[%b]' % b",".join(line.removeprefix("data: ").encode() for line in logged[0]) in raw
 
 
+@pytest.mark.requirement("EVT-056")
 async def test_a_stream_starts_at_now(server: Stack) -> None:
     session = await server.session(["one", "two"])
     await server.turn(session)
@@ -189,6 +199,7 @@ async def test_a_stream_starts_at_now(server: Stack) -> None:
     assert [e.content[0].text for e in watch.logged if e.type == "user.message"] == ["second"]
 
 
+@pytest.mark.requirement("EVT-059")
 async def test_a_reader_that_leaves_stops_nothing(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
     async with server.watching(session):
@@ -199,6 +210,7 @@ async def test_a_reader_that_leaves_stops_nothing(server: Stack, held: Gate) -> 
     assert (await server.history(session))[-1].type == "session.status_idle"
 
 
+@pytest.mark.requirement("CNV-061", "EVT-060", "OBS-020")
 async def test_wrong_addresses(server: Stack) -> None:
     session = await server.session()
     for suffix in ("/sesn_01unknown/events/stream", "/nonsense/events/stream", "/sesn_01unknown/events"):
@@ -224,6 +236,7 @@ async def test_wrong_addresses(server: Stack) -> None:
     await server.refused("GET", f"{path_of(session)}/stream?limit=5")
 
 
+@pytest.mark.requirement("CNV-028", "EVT-060")
 async def test_foreign_and_old_names_in_a_stream_are_not_served(server: Stack) -> None:
     session = await server.session()
     without = server.headers(without="anthropic-beta")
@@ -235,6 +248,7 @@ async def test_foreign_and_old_names_in_a_stream_are_not_served(server: Stack) -
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("EVT-058")
 async def test_a_stream_of_an_archived_session_ends_at_once(server: Stack) -> None:
     session = await server.session(["hello"])
     await server.turn(session)

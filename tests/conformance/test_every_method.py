@@ -32,16 +32,9 @@ NOT_SERVED: dict[str, dict[str, Any]] = {
     "environments.work.stats": {"environment_id": "env_01x"},
     "environments.work.stop": {"work_id": "work_01x", "environment_id": "env_01x"},
     "environments.work.update": {"work_id": "work_01x", "environment_id": "env_01x", "metadata": {}},
-    "sessions.resources.add": {"session_id": "sesn_01x", "type": "file", "file_id": "file_01x"},
-    "sessions.resources.delete": {"resource_id": "sesrsc_01x", "session_id": "sesn_01x"},
-    "sessions.resources.list": {"session_id": "sesn_01x"},
-    "sessions.resources.retrieve": {"resource_id": "sesrsc_01x", "session_id": "sesn_01x"},
-    "sessions.resources.update": {"resource_id": "sesrsc_01x", "session_id": "sesn_01x", "authorization_token": "x"},
-    "sessions.threads.archive": {"thread_id": "sthr_01x", "session_id": "sesn_01x"},
-    "sessions.threads.events.list": {"thread_id": "sthr_01x", "session_id": "sesn_01x"},
-    "sessions.threads.events.stream": {"thread_id": "sthr_01x", "session_id": "sesn_01x"},
 }
-# Programs of the asynchronous client around methods that are listed: work of self-hosted environments, custom tools.
+# Programs of the asynchronous client around methods that are listed: work of self-hosted environments, and the runner of
+# custom tools, which test_custom_tools.py uses.
 PROGRAMS = {"environments.work.poller", "environments.work.worker", "sessions.events.tool_runner"}
 
 
@@ -81,6 +74,12 @@ class Driver:
                 kinds.append(event.type)
         return kinds
 
+    async def close(self, stream: Any) -> None:
+        """Leave a stream."""
+        closing = stream.close()
+        if inspect.isawaitable(closing):
+            await closing
+
 
 @pytest.fixture(params=["sync", "async"])
 async def driver(request: pytest.FixtureRequest, server: Stack) -> AsyncIterator[Driver]:
@@ -99,7 +98,7 @@ async def driver(request: pytest.FixtureRequest, server: Stack) -> AsyncIterator
         yield Driver(client)
 
 
-@pytest.mark.requirement("CNV-003")
+@pytest.mark.requirement("CNV-003", "CNV-020", "CNV-024", "CNV-053", "ENV-035", "OBS-032")
 async def test_every_served_method(server: Stack, driver: Driver) -> None:
     await _agents(driver)
     await _environments(driver)
@@ -156,14 +155,19 @@ async def _sessions(server: Stack, ask: Driver, file: Any) -> None:
     stream = await ask("sessions.events.stream", session.id)
     sent = await ask("sessions.events.send", session.id, events=[message("go")])
     kinds = await ask.read_turn(stream)
-    closing = stream.close()
-    if inspect.isawaitable(closing):
-        await closing
+    await ask.close(stream)
     assert kinds[-3:] == ["session.thread_status_idle", "session.usage", "session.status_idle"]
     history = await ask("sessions.events.list", session.id, limit=1000, order="asc", types=["user.message"])
     assert [event.id for event in history.data] == [event.id for event in sent.data]
     (thread,) = (await ask("sessions.threads.list", session.id, statuses=["idle"])).data
     assert (await ask("sessions.threads.retrieve", thread.id, session_id=session.id)).parent_thread_id is None
+    of_thread = await ask("sessions.threads.events.list", thread.id, session_id=session.id, limit=3)
+    assert [event.type for event in of_thread.data][2] == "user.message"
+    following = await ask("sessions.threads.events.stream", thread.id, session_id=session.id)
+    await ask.close(following)
+    with pytest.raises(anthropic.BadRequestError, match="primary thread"):
+        await ask("sessions.threads.archive", thread.id, session_id=session.id)
+    await _resources(ask, session, file)
     made = await ask("files.list", scope_id=session.id, betas=[BETA])
     (output,) = [each for each in made.data if each.downloadable]
     content = await ask("files.download", output.id)
@@ -175,6 +179,16 @@ async def _sessions(server: Stack, ask: Driver, file: Any) -> None:
     assert (await ask("sessions.retrieve", session.id)).to_dict()["metadata"] == {}
     assert (await ask("sessions.archive", session.id)).status == "terminated"
     assert (await ask("sessions.delete", session.id)).type == "session_deleted"
+
+
+async def _resources(ask: Driver, session: Any, file: Any) -> None:
+    added = await ask("sessions.resources.add", session.id, type="file", file_id=file.id, mount_path="/added.txt")
+    shown = await ask("sessions.resources.retrieve", added.id, session_id=session.id)
+    assert shown.to_dict() == added.to_dict()
+    assert len((await ask("sessions.resources.list", session.id, limit=10)).data) == 2
+    with pytest.raises(anthropic.BadRequestError, match="token rotation"):
+        await ask("sessions.resources.update", added.id, session_id=session.id, authorization_token="x")
+    assert (await ask("sessions.resources.delete", added.id, session_id=session.id)).type == "session_resource_deleted"
 
 
 @pytest.mark.parametrize("method", sorted(NOT_SERVED))

@@ -98,24 +98,28 @@ async def answered(server: Stack, path: str, document: Any) -> None:
         assert said["error"]["message"], body
 
 
+@pytest.mark.requirement("CNV-076")
 @given(document=damaged(CREATE))
 @RULES
 async def test_create(server: Stack, document: Any) -> None:
     await answered(server, "/v1/sessions", document)
 
 
+@pytest.mark.requirement("CNV-076")
 @given(document=damaged(SEND))
 @RULES
 async def test_send(server: Stack, document: Any) -> None:
     await answered(server, "/v1/sessions/{id}/events", document)
 
 
+@pytest.mark.requirement("CNV-076")
 @given(document=damaged(UPDATE))
 @RULES
 async def test_update(server: Stack, document: Any) -> None:
     await answered(server, "/v1/sessions/{id}", document)
 
 
+@pytest.mark.requirement("CNV-076")
 async def test_the_server_is_well_afterwards(server: Stack) -> None:
     session = await server.session(["still there"])
     watch = await server.turn(session)

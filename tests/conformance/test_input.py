@@ -26,6 +26,7 @@ async def same_as_history(server: Stack, session: Any, watch: Watch) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("EVT-020", "OBS-025")
 async def test_steering_while_a_tool_runs(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "as you like"], tools=TOOLSET)
     async with server.watching(session) as watch:
@@ -57,6 +58,7 @@ async def test_steering_while_a_tool_runs(server: Stack, held: Gate) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-042")
 async def test_a_message_during_a_model_request_is_answered_in_the_same_period(server: Stack) -> None:
     session = await server.session([[stall(0.8), "one"], "two"])
     async with server.watching(session) as watch:
@@ -70,6 +72,7 @@ async def test_a_message_during_a_model_request_is_answered_in_the_same_period(s
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-049", "EVT-050", "EVT-054")
 async def test_an_interrupt_ends_a_model_request(server: Stack) -> None:
     session = await server.session([[text("I begin"), stall(60), "never"], "after"])
     async with server.watching(session) as watch:
@@ -98,6 +101,7 @@ async def test_an_interrupt_ends_a_model_request(server: Stack) -> None:
     assert all("interrupt" not in str(request.messages) for request in server.requests(session))
 
 
+@pytest.mark.requirement("EVT-051")
 async def test_an_interrupt_ends_a_tool(server: Stack, held: Gate) -> None:
     calls = [tool_use("bash", command=held.command), tool_use("bash", command="echo never")]
     session = await server.session([calls, "after"], tools=TOOLSET)
@@ -114,6 +118,7 @@ async def test_an_interrupt_ends_a_tool(server: Stack, held: Gate) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-052")
 async def test_an_interrupt_on_an_idle_session_does_nothing(server: Stack) -> None:
     session = await server.session(["ok"])
     async with server.watching(session) as watch:
@@ -128,6 +133,7 @@ async def test_an_interrupt_on_an_idle_session_does_nothing(server: Stack) -> No
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-053", "SES-060")
 async def test_an_interrupt_may_name_the_thread(server: Stack) -> None:
     session = await server.session([[stall(60), "never"]])
     (thread,) = [t async for t in server.client.beta.sessions.threads.list(session.id)]
@@ -142,6 +148,7 @@ async def test_an_interrupt_may_name_the_thread(server: Stack) -> None:
     assert watch.types.count("user.interrupt") == 1
 
 
+@pytest.mark.requirement("EVT-021", "EVT-049", "EVT-054")
 async def test_messages_behind_an_interrupt_start_a_new_turn(server: Stack) -> None:
     session = await server.session([[stall(60), "never"], "new turn"])
     async with server.watching(session) as watch:
@@ -165,6 +172,7 @@ async def test_messages_behind_an_interrupt_start_a_new_turn(server: Stack) -> N
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-068", "OBS-046")
 async def test_a_parked_session_takes_input(server: Stack) -> None:
     """The model asks to wait: until then the session is neither archived nor deleted, messages queue, an interrupt ends it."""
     session = await server.session([fail(429, retry_after=50), "recovered"])
@@ -201,6 +209,7 @@ async def test_a_parked_session_takes_input(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("SES-037", "SES-041")
 async def test_interrupts_and_messages_at_random(server: Stack) -> None:
     """Many at once: every accepted event is in the history once, statuses alternate, and the last status is idle."""
     session = await server.session(lambda _request: [stall(0.01), text("ok")])
@@ -232,6 +241,7 @@ async def test_interrupts_and_messages_at_random(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-023", "EVT-908")
 async def test_the_inbox_is_bounded(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
     path = f"/v1/sessions/{session.id}/events"
@@ -249,7 +259,7 @@ async def test_the_inbox_is_bounded(server: Stack, held: Gate) -> None:
     assert watch.types.count("user.message") == 1 + limits.INBOX_EVENTS_MAX
 
 
-@pytest.mark.requirement("EVT-001", "EVT-901", "EVT-902", "EVT-904", "EVT-905", "EVT-906", "EVT-907")
+@pytest.mark.requirement("CNV-022", "EVT-001", "EVT-024", "EVT-026", "EVT-027", "EVT-028", "EVT-901", "EVT-902")
 @pytest.mark.parametrize(
     ("event", "named"),
     [
@@ -351,6 +361,7 @@ async def test_refused_events_are_named(server: Stack, event: Any, named: str) -
     assert (await server.client.beta.sessions.retrieve(session.id)).status == "idle"
 
 
+@pytest.mark.requirement("EVT-022", "EVT-908")
 async def test_the_number_of_events_of_one_request_is_bounded(server: Stack) -> None:
     session = await server.session()
     path = f"/v1/sessions/{session.id}/events"
@@ -361,6 +372,7 @@ async def test_the_number_of_events_of_one_request_is_bounded(server: Stack) -> 
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("EVT-025")
 async def test_images_and_documents_reach_the_model(server: Stack) -> None:
     png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     content: list[dict[str, Any]] = [

@@ -28,6 +28,7 @@ def routes(session_id: str, thread_id: str) -> list[tuple[str, str, dict[str, An
     ]
 
 
+@pytest.mark.requirement("CNV-055")
 async def test_a_foreign_session_is_as_good_as_none(server: Stack) -> None:
     session = await server.session(["ok"])
     await server.turn(session)
@@ -46,6 +47,7 @@ async def test_a_foreign_session_is_as_good_as_none(server: Stack) -> None:
     assert session.id not in [s.id async for s in server.stranger.beta.sessions.list(agent_id=session.agent.id)]
 
 
+@pytest.mark.requirement("CNV-055")
 async def test_foreign_references_do_not_exist(server: Stack) -> None:
     agent, file = await server.agent(), await server.upload()
     environment = await server.stranger.beta.environments.create(name="theirs", config={"type": "cloud"})
@@ -63,6 +65,7 @@ async def test_foreign_references_do_not_exist(server: Stack) -> None:
     assert [s.id async for s in server.stranger.beta.sessions.list()] == []
 
 
+@pytest.mark.requirement("CNV-056")
 async def test_a_foreign_cursor_shows_nothing_foreign(server: Stack) -> None:
     for _ in range(2):
         await server.session()
@@ -77,6 +80,7 @@ async def test_a_foreign_cursor_shows_nothing_foreign(server: Stack) -> None:
     assert answer.json()["data"] == []
 
 
+@pytest.mark.requirement("CNV-028", "CNV-033", "CNV-066", "OBS-021")
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -113,6 +117,7 @@ async def test_the_order_of_checks(server: Stack, method: str, path: str) -> Non
         assert answer.status_code == 400
 
 
+@pytest.mark.requirement("CNV-031", "CNV-032")
 async def test_headers_of_every_answer(server: Stack) -> None:
     answer = await server.raw("GET", "/v1/sessions")
     assert answer.headers["request-id"].startswith("req_")
@@ -123,6 +128,7 @@ async def test_headers_of_every_answer(server: Stack) -> None:
     assert "anthropic-workspace-id" not in refused.headers
 
 
+@pytest.mark.requirement("CNV-027")
 async def test_a_viewer_reads_only(server: Stack) -> None:
     session = await server.session()
     viewer = await make_caller(server.db, "viewer", Scope.VIEWER)

@@ -75,7 +75,7 @@ async def older(server: Stack) -> dict[str, Any]:
     return await run(server, [sys.executable, "-S", "-"], directory, program, PYTHONPATH=str(directory))
 
 
-@pytest.mark.requirement("CNV-001", "CNV-002")
+@pytest.mark.requirement("CNV-001", "CNV-002", "CNV-024", "CNV-029", "CNV-046", "CNV-065")
 async def test_a_program_for_an_older_python_release(older: dict[str, Any]) -> None:
     assert older["sdk"] == "0.104.1"
     # It is the client that this test is about: key in its own header, an old version, `?beta=true`.
@@ -96,7 +96,7 @@ async def test_a_program_for_an_older_python_release(older: dict[str, Any]) -> N
     assert older["deleted"]
 
 
-@pytest.mark.requirement("CNV-001")
+@pytest.mark.requirement("CNV-001", "CNV-064", "ENV-035")
 async def test_a_program_for_the_typescript_sdk(server: Stack) -> None:
     directory = INSTALLED / "typescript_sdk"
     node = str(_node())

@@ -53,6 +53,7 @@ async def same_as_history(server: Stack, session: Any, watch: Watch) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("EVT-070", "EVT-071", "OBS-054")
 async def test_a_call_that_asks_waits_and_runs_once_allowed(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="echo ran")], "done"], tools=ASKING)
     async with server.watching(session) as watch:
@@ -91,6 +92,7 @@ async def test_a_call_that_asks_waits_and_runs_once_allowed(server: Stack) -> No
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-071", "OBS-050")
 @pytest.mark.parametrize(
     ("deny_message", "told"),
     [
@@ -113,6 +115,7 @@ async def test_a_denied_call_does_not_run_and_the_model_is_told_why(server: Stac
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-072", "EVT-073")
 async def test_allowed_calls_run_while_others_wait_and_the_rest_is_named_again(server: Stack) -> None:
     calls = [
         tool_use("bash", command="echo one"),
@@ -147,6 +150,7 @@ async def test_allowed_calls_run_while_others_wait_and_the_rest_is_named_again(s
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-074")
 async def test_a_call_may_be_answered_as_soon_as_it_is_seen_and_starts_beside_those_that_run(server: Stack, held: Gate) -> None:
     # `write` waits for nobody; the gated command is allowed while it is not idle yet.
     tools = toolset(write="always_ask")
@@ -166,6 +170,7 @@ async def test_a_call_may_be_answered_as_soon_as_it_is_seen_and_starts_beside_th
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-074")
 async def test_several_answers_in_one_request(server: Stack) -> None:
     calls = [tool_use("bash", command="echo one"), tool_use("bash", command="echo two")]
     session = await server.session([calls, "done"], tools=ASKING)
@@ -180,6 +185,7 @@ async def test_several_answers_in_one_request(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-075", "EVT-076", "EVT-077", "EVT-078", "EVT-079", "OBS-052", "EVT-918")
 async def test_what_is_refused_while_answers_are_awaited(server: Stack) -> None:
     calls = [tool_use("bash", command="echo one"), tool_use("glob", pattern="*")]
     session = await server.session([calls, "done", "more"], tools=ASKING)
@@ -212,6 +218,7 @@ async def test_what_is_refused_while_answers_are_awaited(server: Stack) -> None:
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-080")
 async def test_an_interrupt_ends_the_wait_without_another_request(server: Stack) -> None:
     calls = [tool_use("bash", command="echo one"), tool_use("bash", command="echo two")]
     session = await server.session([calls, "after"], tools=ASKING)
@@ -232,6 +239,7 @@ async def test_an_interrupt_ends_the_wait_without_another_request(server: Stack)
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-080")
 async def test_an_interrupt_with_a_message_behind_it_turns_a_waiting_session_around(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="echo one")], "turned"], tools=ASKING)
     async with server.watching(session) as watch:
@@ -244,6 +252,7 @@ async def test_an_interrupt_with_a_message_behind_it_turns_a_waiting_session_aro
     assert server.requests(session)[-1].last_user_text == "rather this"
 
 
+@pytest.mark.requirement("EVT-081")
 async def test_messages_that_were_queued_before_the_wait_are_taken_up_after_it(server: Stack, held: Gate) -> None:
     calls = [tool_use("bash", command=held.command), tool_use("write", file_path="/workspace/a", content="b")]
     session = await server.session([calls, "done"], tools=toolset(write="always_ask"))
@@ -261,6 +270,7 @@ async def test_messages_that_were_queued_before_the_wait_are_taken_up_after_it(s
     await same_as_history(server, session, watch)
 
 
+@pytest.mark.requirement("EVT-092")
 async def test_a_waiting_session_can_be_archived(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="echo one")]], tools=ASKING)
     await server.turn(session)
@@ -268,6 +278,7 @@ async def test_a_waiting_session_can_be_archived(server: Stack) -> None:
     assert archived.status == "terminated"
 
 
+@pytest.mark.requirement("AGT-050")
 async def test_the_policy_of_a_tool_wins_over_its_toolsets(server: Stack) -> None:
     calls = [tool_use("bash", command="echo one"), tool_use("glob", pattern="*")]
     session = await server.session([calls, "done"], tools=toolset("always_ask", bash="always_allow"))
@@ -291,6 +302,7 @@ def judged(answer: Any, calls: list[Any]) -> Callable[[Request], Any]:
     return reply
 
 
+@pytest.mark.requirement("EVT-089", "EVT-090", "EVT-919")
 async def test_auto_allows_what_the_judge_finds_safe_and_its_cost_counts(server: Stack) -> None:
     session = await server.session(judged("Harmless.\nALLOW", [tool_use("bash", command="echo safe")]), tools=AUTO)
     watch = await server.turn(session, "please echo something")
@@ -314,6 +326,7 @@ async def test_auto_allows_what_the_judge_finds_safe_and_its_cost_counts(server:
     assert spans[0].output_tokens > spans[1].output_tokens
 
 
+@pytest.mark.requirement("EVT-089")
 async def test_auto_denies_what_is_high_risk_and_goes_on(server: Stack) -> None:
     calls = [tool_use("bash", command="rm -rf /"), tool_use("glob", pattern="*")]
 
@@ -337,6 +350,7 @@ async def test_auto_denies_what_is_high_risk_and_goes_on(server: Stack) -> None:
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-089")
 @pytest.mark.parametrize("answer", ["UNSURE", "I would rather not say", [fail(500)]], ids=["unsure", "unclear", "failing"])
 async def test_auto_asks_when_it_cannot_tell(server: Stack, answer: Any) -> None:
     session = await server.session(judged(answer, [tool_use("bash", command="echo x")]), tools=AUTO)
@@ -354,6 +368,7 @@ async def test_auto_asks_when_it_cannot_tell(server: Stack, answer: Any) -> None
     assert of(watch, "agent.tool_result")[0].is_error is False
 
 
+@pytest.mark.requirement("EVT-090")
 async def test_auto_denies_when_nothing_can_be_paid_for(server: Stack) -> None:
     session = await server.session(judged([fail(402, "no credit")], [tool_use("bash", command="echo x")]), tools=AUTO)
     watch = await server.turn(session)
@@ -361,6 +376,7 @@ async def test_auto_denies_when_nothing_can_be_paid_for(server: Stack) -> None:
     assert use.evaluation.evaluated_permission.to_dict() == {"type": "deny", "reason_code": "indeterminate"}
 
 
+@pytest.mark.requirement("EVT-091")
 async def test_what_a_tool_returned_is_not_evidence_for_the_judge(server: Stack) -> None:
     def reply(request: Request) -> Any:
         if request.judging is not None:

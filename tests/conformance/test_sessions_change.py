@@ -13,6 +13,7 @@ from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, messag
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.requirement("CNV-051", "SES-045", "SES-046")
 async def test_update_tells_only_what_changed(server: Stack) -> None:
     session = await server.session(title="old", metadata={"a": "1", "b": "2"})
     update = server.client.beta.sessions.update
@@ -32,6 +33,7 @@ async def test_update_tells_only_what_changed(server: Stack) -> None:
     assert both.status == "idle"
 
 
+@pytest.mark.requirement("SES-047")
 async def test_an_update_that_changes_nothing_appends_nothing(server: Stack) -> None:
     session = await server.session(title="same", metadata={"a": "1"})
     update = server.client.beta.sessions.update
@@ -43,6 +45,7 @@ async def test_an_update_that_changes_nothing_appends_nothing(server: Stack) -> 
     assert retrieved.updated_at == session.updated_at
 
 
+@pytest.mark.requirement("SES-045")
 async def test_update_while_running(server: Stack, held: Gate) -> None:
     session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
     async with server.watching(session) as watch:
@@ -56,15 +59,23 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
-@pytest.mark.requirement("SES-903")
+@pytest.mark.requirement("CNV-050", "SES-048", "SES-049")
 @pytest.mark.parametrize(
     ("body", "named"),
     [
         ({"vault_ids": []}, "vault_ids"),
         ({"vault_ids": None}, "vault_ids"),
         ({"vault_ids": ["vlt_01x"]}, "vault_ids"),
-        ({"budget": {"type": "limit"}}, "budget"),
-        ({"agent": {"tools": []}}, "agent"),
+        ({"budget": {"type": "limit"}}, "budget.max_list_cost"),
+        ({"budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}}, "budget: can only be set"),
+        ({"budget": {"type": "limit", "max_list_cost": {"amount": "0", "currency": "USD"}}}, "budget.max_list_cost.amount"),
+        ({"budget": {"type": "limit", "max_list_cost": {"amount": "1.5", "currency": "USD"}}}, "budget.max_list_cost.amount"),
+        ({"budget": {"type": "limit", "max_list_cost": {"amount": "1", "currency": "EUR"}}}, "budget.max_list_cost.currency"),
+        ({"agent": None}, "agent"),
+        ({"agent": {"tools": None}}, "agent.tools"),
+        ({"agent": {"model": "claude-opus-5"}}, "agent.model"),
+        ({"agent": {"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}}, "agent.tools.0"),
+        ({"agent": {"mcp_servers": [{"type": "url", "name": "x", "url": "https://example.com"}]}}, "agent.mcp_servers"),
         ({"model": "x"}, "model"),
         ({"environment_id": "env_01x"}, "environment_id"),
         ({"title": 1}, "title"),
@@ -84,6 +95,54 @@ async def test_refused_updates_change_nothing(server: Stack, body: dict[str, Any
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("SES-069")
+async def test_tools_are_replaced_for_this_session_alone(server: Stack) -> None:
+    session = await server.session([[tool_use("bash", command="true")], "sorry", "ok"], tools=TOOLSET)
+    only_read = [{**TOOLSET[0], "default_config": {"enabled": False}, "configs": [{"name": "read", "enabled": True}]}]
+    async with server.watching(session) as watch:
+        updated = await server.client.beta.sessions.update(session.id, agent={"tools": only_read, "mcp_servers": []})
+        told = await watch.until("session.updated")
+        await server.say(session, "go")
+        await watch.idle()
+    assert [config.name for config in updated.agent.tools[0].configs] == ["read"]
+    assert told.agent.to_dict() == updated.agent.to_dict()
+    assert set(told.to_dict()) == {"type", "id", "processed_at", "agent"}
+    (use,) = [event for event in watch.logged if event.type == "agent.tool_use"]
+    assert use.evaluated_permission == "deny"
+    assert set(server.requests(session)[0].tools) == {"read"}
+    assert (await server.client.beta.agents.retrieve(session.agent.id)).tools[0].configs == []
+    # The same again changes nothing; an empty list clears.
+    count = len(await server.history(session))
+    await server.client.beta.sessions.update(session.id, agent={"tools": only_read})
+    assert len(await server.history(session)) == count
+    assert (await server.client.beta.sessions.update(session.id, agent={"tools": []})).agent.tools == []
+
+
+@pytest.mark.requirement("SES-070")
+async def test_tools_cannot_be_replaced_while_it_runs(server: Stack, held: Gate) -> None:
+    session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await held.started()
+        said = await server.refused("POST", f"/v1/sessions/{session.id}", json={"title": "no", "agent": {"tools": []}})
+        held.open()
+        await watch.idle()
+    assert said.startswith("agent: ")
+    assert (await server.client.beta.sessions.retrieve(session.id)).title is None
+    assert "session.updated" not in watch.types
+
+
+@pytest.mark.requirement("SES-071")
+async def test_a_budget_that_never_was_can_be_removed(server: Stack) -> None:
+    session = await server.session()
+    assert (await server.client.beta.sessions.update(session.id, budget=None)).budget is None
+    body = {"budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}}
+    answer = await server.raw("POST", f"/v1/sessions/{session.id}", json=body)
+    assert answer.json()["error"]["details"] == {"error_code": "budget_create_only"}
+    assert await server.history(session) == []
+
+
+@pytest.mark.requirement("EVT-058", "EVT-064", "SES-036", "SES-050", "SES-051")
 async def test_archive(server: Stack) -> None:
     session = await server.session(["ok"])
     await server.turn(session)
@@ -113,6 +172,7 @@ async def test_archive(server: Stack) -> None:
     assert (await server.client.beta.sessions.retrieve(session.id)).status == "terminated"
 
 
+@pytest.mark.requirement("OBS-026", "OBS-027", "SES-054")
 async def test_running_sessions_are_neither_archived_nor_deleted(server: Stack) -> None:
     session = await server.session([[stall(60), "never"]])
     async with server.watching(session) as watch:
@@ -134,6 +194,7 @@ async def test_running_sessions_are_neither_archived_nor_deleted(server: Stack) 
     assert watch.events[-1].type == "session.deleted"
 
 
+@pytest.mark.requirement("ENV-029", "EVT-058", "EVT-065", "SES-052", "SES-055")
 async def test_delete(server: Stack) -> None:
     environment = await server.client.beta.environments.create(name="short-lived", config={"type": "cloud"})
     file = await server.upload()
@@ -178,6 +239,7 @@ async def test_delete(server: Stack) -> None:
             await server.client.beta.files.retrieve_metadata(output.id)
 
 
+@pytest.mark.requirement("SES-053")
 async def test_an_archived_session_can_be_deleted(server: Stack) -> None:
     session = await server.session()
     await server.client.beta.sessions.archive(session.id)

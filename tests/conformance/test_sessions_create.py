@@ -19,6 +19,7 @@ async def count(server: Stack, agent: Any) -> int:
     return len([session async for session in server.client.beta.sessions.list(agent_id=agent.id, include_archived=True)])
 
 
+@pytest.mark.requirement("AGT-046", "CNV-048", "OBS-040", "SES-020", "SES-024", "SES-032")
 async def test_an_id_means_the_latest_version(server: Stack) -> None:
     agent = await server.agent()
     newer = await server.client.beta.agents.update(agent.id, version=agent.version, description="newer")
@@ -40,6 +41,7 @@ async def test_an_id_means_the_latest_version(server: Stack) -> None:
     assert [event async for event in server.client.beta.sessions.events.list(session.id)] == []
 
 
+@pytest.mark.requirement("AGT-046", "OBS-029", "SES-020", "SES-030")
 async def test_a_reference_may_pin_a_version(server: Stack) -> None:
     agent = await server.agent()
     await server.client.beta.agents.update(agent.id, version=agent.version, description="newer")
@@ -54,6 +56,7 @@ async def test_a_reference_may_pin_a_version(server: Stack) -> None:
     assert "agent.version: 999 not found" in str(missing.value)
 
 
+@pytest.mark.requirement("SES-020", "SES-021", "SES-022", "SES-023")
 async def test_overrides_replace_or_clear(server: Stack) -> None:
     agent = await server.agent(tools=TOOLSET, description="kept")
     create = server.client.beta.sessions.create
@@ -82,6 +85,7 @@ async def test_overrides_replace_or_clear(server: Stack) -> None:
     assert "agent_model_required" in str(refused.value)
 
 
+@pytest.mark.requirement("SES-021")
 async def test_an_override_reaches_the_model(server: Stack) -> None:
     agent = await server.agent(["never"])
     other = server.replies.add(["overridden"])
@@ -93,13 +97,16 @@ async def test_an_override_reaches_the_model(server: Stack) -> None:
     assert server.replies.seen[other][0].tools == []
 
 
+@pytest.mark.requirement("SES-026")
 async def test_title_and_metadata(server: Stack) -> None:
     session = await server.session(title="Audit ✓", metadata={"k" * 64: "v" * 512, "empty": ""})
     assert session.title == "Audit ✓"
     assert session.metadata == {"k" * 64: "v" * 512, "empty": ""}
 
 
-@pytest.mark.requirement("SES-901", "SES-904", "SES-905")
+@pytest.mark.requirement(
+    "CNV-022", "CNV-050", "SES-026", "SES-028", "SES-031", "SES-044", "SES-901", "SES-904", "SES-905", "SES-907"
+)
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -147,6 +154,7 @@ async def test_refused_fields_are_named(server: Stack, fields: dict[str, Any], n
     assert await count(server, agent) == 0
 
 
+@pytest.mark.requirement("SES-025", "SES-031")
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -180,6 +188,7 @@ async def test_refused_overrides_are_named(server: Stack, override: dict[str, An
     assert await count(server, agent) == 0
 
 
+@pytest.mark.requirement("AGT-044", "ENV-030", "SES-030")
 async def test_missing_and_unusable_references(server: Stack) -> None:
     agent = await server.agent()
     known = {"agent": agent.id, "environment_id": server.environment_id}
@@ -201,6 +210,7 @@ async def test_missing_and_unusable_references(server: Stack) -> None:
     assert await count(server, agent) == 0
 
 
+@pytest.mark.requirement("OBS-038", "SES-042", "SES-043")
 async def test_file_resources_are_copies_at_their_paths(server: Stack) -> None:
     first, second = await server.upload(b"one\n", "a.txt"), await server.upload(b"two\n", "b.txt")
     session = await server.session(
@@ -231,6 +241,7 @@ async def test_file_resources_are_copies_at_their_paths(server: Stack) -> None:
     assert result.content[0].text.strip().splitlines() == ["one", "two"]
 
 
+@pytest.mark.requirement("OBS-033", "SES-031")
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
@@ -262,6 +273,7 @@ async def test_bad_mount_paths(server: Stack, paths: list[str], said: str) -> No
     assert (await server.client.beta.files.retrieve_metadata(file.id)).size_bytes == 5
 
 
+@pytest.mark.requirement("ENV-029")
 async def test_an_environment_deleted_meanwhile(server: Stack) -> None:
     """Whoever comes first: the session exists with its environment, or neither does."""
     agent = await server.agent()
@@ -284,12 +296,14 @@ async def test_an_environment_deleted_meanwhile(server: Stack) -> None:
         await server.raw("POST", f"/v1/environments/{environment.id}/archive")
 
 
+@pytest.mark.requirement("SES-029")
 async def test_no_initial_events_is_the_same_as_an_empty_list(server: Stack) -> None:
     session = await server.session(initial_events=[])
     assert session.status == "idle"
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("SES-028")
 async def test_fifty_initial_events(server: Stack) -> None:
     session = await server.session(["ok"], initial_events=[message(str(n)) for n in range(50)])
     await server.idle(session)

@@ -24,6 +24,7 @@ async def refused(server: Stack, session: Any, *events: Any) -> anthropic.BadReq
     return raised.value
 
 
+@pytest.mark.requirement("EVT-087")
 async def test_it_is_appended_behind_its_message_and_stays_for_later_turns(server: Stack) -> None:
     session = await server.session(["Oui.", "Encore."])
     async with server.watching(session) as watch:
@@ -44,6 +45,7 @@ async def test_it_is_appended_behind_its_message_and_stays_for_later_turns(serve
     assert [e.to_dict() for e in history] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("EVT-086")
 async def test_where_it_may_not_stand(server: Stack) -> None:
     session = await server.session([])
     cases: list[tuple[list[Any], str]] = [
@@ -65,6 +67,7 @@ async def test_where_it_may_not_stand(server: Stack) -> None:
     assert await server.history(session) == []
 
 
+@pytest.mark.requirement("EVT-088")
 async def test_only_models_that_take_it(server: Stack) -> None:
     agent = await server.client.beta.agents.create(name="older", model="claude-opus-4-7")
     session = await server.client.beta.sessions.create(agent=agent.id, environment_id=server.environment_id)

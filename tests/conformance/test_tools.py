@@ -8,6 +8,7 @@ from tests.support.stack import TOOLSET, Gate, Stack
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.requirement("EVT-038")
 async def test_parallel_calls_are_answered_in_the_order_of_the_calls(server: Stack, held: Gate) -> None:
     calls = [
         tool_use("bash", command=held.command),
@@ -28,6 +29,7 @@ async def test_parallel_calls_are_answered_in_the_order_of_the_calls(server: Sta
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+@pytest.mark.requirement("EVT-037")
 async def test_a_disabled_tool_is_denied_without_evaluation(server: Stack) -> None:
     toolset = [{**TOOLSET[0], "configs": [{"name": "write", "enabled": False}]}]
     calls = [tool_use("write", file_path="/workspace/a", content="x"), tool_use("no_such_tool", x=1)]
@@ -46,6 +48,7 @@ async def test_a_disabled_tool_is_denied_without_evaluation(server: Stack) -> No
     assert "write" not in server.requests(session)[0].tools
 
 
+@pytest.mark.requirement("EVT-039")
 async def test_broken_input_is_an_error_result(server: Stack) -> None:
     session = await server.session([[broken_tool_use("bash", '{"command": "ec')], "sorry"], tools=TOOLSET)
     watch = await server.turn(session)
@@ -56,6 +59,7 @@ async def test_broken_input_is_an_error_result(server: Stack) -> None:
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-039")
 async def test_wrong_input_is_an_error_result(server: Stack) -> None:
     calls = [tool_use("read"), tool_use("bash", command=5), tool_use("edit", file_path="/nope", old_string="a", new_string="b")]
     session = await server.session([calls, "sorry"], tools=TOOLSET)
@@ -65,6 +69,7 @@ async def test_wrong_input_is_an_error_result(server: Stack) -> None:
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("OBS-043")
 async def test_large_output_is_a_preview_with_a_path(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="seq 1 300000")], "long"], tools=TOOLSET)
     watch = await server.turn(session)
@@ -75,6 +80,7 @@ async def test_large_output_is_a_preview_with_a_path(server: Stack) -> None:
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-067")
 async def test_strange_output_survives(server: Stack) -> None:
     command = r"printf 'a\000b\033[1m \xff\xed\xa0\x80 \xe2\x9c\x93'"
     session = await server.session([[tool_use("bash", command=command)], "odd"], tools=TOOLSET)
@@ -87,6 +93,7 @@ async def test_strange_output_survives(server: Stack) -> None:
     assert watch.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("OBS-055")
 async def test_no_output_becomes_words(server: Stack) -> None:
     session = await server.session([[tool_use("bash", command="true")], "quiet"], tools=TOOLSET)
     watch = await server.turn(session)
@@ -95,6 +102,7 @@ async def test_no_output_becomes_words(server: Stack) -> None:
     assert result.is_error is False
 
 
+@pytest.mark.requirement("ENV-033")
 async def test_the_workspace_lasts_from_turn_to_turn(server: Stack) -> None:
     replies = [
         [tool_use("bash", command="cd /workspace && echo kept > note && export WHO=me")],
@@ -109,6 +117,7 @@ async def test_the_workspace_lasts_from_turn_to_turn(server: Stack) -> None:
     assert result.content[0].text.split()[:3] == ["kept", "me", "/workspace"]
 
 
+@pytest.mark.requirement("EVT-035")
 async def test_text_around_calls_stays_in_order(server: Stack) -> None:
     first = [text("before"), tool_use("bash", command="true"), text("after")]
     session = await server.session([first, "end"], tools=TOOLSET)

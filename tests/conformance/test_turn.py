@@ -27,7 +27,24 @@ def dumped(events: list[Any]) -> list[dict[str, Any]]:
     return [event.to_dict() for event in events]
 
 
-@pytest.mark.requirement("OBS-001", "SES-001")
+@pytest.mark.requirement(
+    "CNV-048",
+    "EVT-020",
+    "EVT-029",
+    "EVT-030",
+    "EVT-040",
+    "EVT-042",
+    "EVT-043",
+    "EVT-063",
+    "OBS-001",
+    "OBS-023",
+    "OBS-040",
+    "OBS-041",
+    "SES-001",
+    "SES-033",
+    "SES-038",
+    "SES-040",
+)
 async def test_a_plain_turn(server: Stack) -> None:
     session = await server.session(["Hello!"])
     assert session.status == "idle"
@@ -57,6 +74,7 @@ async def test_a_plain_turn(server: Stack) -> None:
     await check_usage(server, session)
 
 
+@pytest.mark.requirement("OBS-024")
 async def test_thread_events_name_the_primary_thread_and_the_agent(server: Stack) -> None:
     session = await server.session(["ok"])
     watch = await server.turn(session)
@@ -69,6 +87,7 @@ async def test_thread_events_name_the_primary_thread_and_the_agent(server: Stack
     assert watch.logged[6].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-034", "EVT-035", "EVT-036", "EVT-063", "OBS-024", "OBS-041", "SES-033")
 async def test_a_tool_turn(server: Stack) -> None:
     replies = [
         [thinking("Let me look."), text("I look."), tool_use("bash", command="echo one"), tool_use("bash", command="false")],
@@ -116,6 +135,7 @@ async def test_a_tool_turn(server: Stack) -> None:
     assert [(result.name, result.is_error) for result in last.tool_results] == [("bash", False), ("bash", True)]
 
 
+@pytest.mark.requirement("SES-027")
 async def test_initial_events_run_at_once(server: Stack) -> None:
     session = await server.session(["first", "second"], initial_events=[message("a"), message("b")])
     assert session.status == "running"
@@ -135,6 +155,7 @@ async def test_initial_events_run_at_once(server: Stack) -> None:
     assert kinds.count("session.status_running") == 1
 
 
+@pytest.mark.requirement("SES-037")
 async def test_status_right_after_send_is_never_idle(server: Stack) -> None:
     """Polled again and again over many turns: a turn that has not ended is never seen as idle."""
     session = await server.session(lambda _request: "ok")
@@ -147,6 +168,7 @@ async def test_status_right_after_send_is_never_idle(server: Stack) -> None:
         await server.idle(session)
 
 
+@pytest.mark.requirement("EVT-041", "OBS-041")
 async def test_usage_comes_right_before_every_idle(server: Stack) -> None:
     session = await server.session(["one", "two", "three"])
     for text_ in ("a", "b", "c"):
@@ -163,6 +185,7 @@ async def test_usage_comes_right_before_every_idle(server: Stack) -> None:
     await check_usage(server, session)
 
 
+@pytest.mark.requirement("EVT-021", "EVT-033")
 async def test_several_queued_messages_are_answered_as_one_turn(server: Stack) -> None:
     session = await server.session(["both"])
     async with server.watching(session) as watch:
@@ -174,6 +197,7 @@ async def test_several_queued_messages_are_answered_as_one_turn(server: Stack) -
     assert [block["text"] for block in request.messages[-1]["content"]] == ["one", "two"]
 
 
+@pytest.mark.requirement("EVT-044")
 async def test_a_refusal_ends_the_turn_with_its_details(server: Stack) -> None:
     from managed_agents.scripted_model import refuse
 
@@ -189,6 +213,7 @@ async def test_a_refusal_ends_the_turn_with_its_details(server: Stack) -> None:
     assert after.logged[-1].stop_details is None
 
 
+@pytest.mark.requirement("EVT-066")
 async def test_an_empty_answer_ends_the_turn(server: Stack) -> None:
     from managed_agents.scripted_model import stop_reason
 
@@ -199,6 +224,7 @@ async def test_an_empty_answer_ends_the_turn(server: Stack) -> None:
     assert again.types == PLAIN
 
 
+@pytest.mark.requirement("EVT-040", "EVT-048", "SES-039")
 async def test_a_failing_model_is_retried_in_the_open(server: Stack) -> None:
     from managed_agents.scripted_model import fail
 
@@ -223,6 +249,7 @@ async def test_a_failing_model_is_retried_in_the_open(server: Stack) -> None:
     await check_usage(server, session)
 
 
+@pytest.mark.requirement("EVT-045", "EVT-048")
 async def test_a_refused_request_exhausts_and_the_session_goes_on(server: Stack) -> None:
     from managed_agents.scripted_model import fail
 
@@ -242,6 +269,7 @@ async def test_a_refused_request_exhausts_and_the_session_goes_on(server: Stack)
     assert again.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("SES-058", "SES-059", "SES-060", "SES-061")
 async def test_the_primary_thread(server: Stack) -> None:
     session = await server.session(["ok"])
     threads = server.client.beta.sessions.threads

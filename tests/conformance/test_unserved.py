@@ -6,14 +6,10 @@ from tests.support.stack import Stack
 
 pytestmark = pytest.mark.anyio
 
-SESSION = "/v1/sessions/{session}"
-
 
 async def missing(server: Stack, call: str) -> None:
     """The path, filled with ids that exist, is unknown with a good key and without any."""
-    session = await server.session()
-    (thread,) = [thread async for thread in server.client.beta.sessions.threads.list(session.id)]
-    method, path = call.format(session=session.id, thread=thread.id, environment=server.environment_id).split()
+    method, path = call.format(environment=server.environment_id).split()
     assert await server.refused(method, path, status=404) == "not found"
     assert await server.refused(method, path, status=404, headers={}) == "not found"
 
@@ -27,33 +23,6 @@ async def missing(server: Stack, call: str) -> None:
     ],
 )
 async def test_the_work_of_an_environment(server: Stack, call: str) -> None:
-    await missing(server, call)
-
-
-@pytest.mark.requirement("SES-951")
-@pytest.mark.parametrize(
-    "call",
-    [
-        f"GET {SESSION}/resources",
-        f"POST {SESSION}/resources",
-        f"GET {SESSION}/resources/sesrsc_01x",
-        f"DELETE {SESSION}/resources/sesrsc_01x",
-    ],
-)
-async def test_the_resources_of_a_session(server: Stack, call: str) -> None:
-    await missing(server, call)
-
-
-@pytest.mark.requirement("SES-952")
-@pytest.mark.parametrize(
-    "call",
-    [
-        f"GET {SESSION}/threads/{{thread}}/events",
-        f"GET {SESSION}/threads/{{thread}}/stream",
-        f"POST {SESSION}/threads/{{thread}}/archive",
-    ],
-)
-async def test_what_is_below_a_thread(server: Stack, call: str) -> None:
     await missing(server, call)
 
 

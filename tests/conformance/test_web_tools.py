@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from managed_agents.scripted_model import text, tool_use
-from tests.support.stack import TOOLSET, Stack, Watch, stack
+from tests.support.stack import TOOLSET, Stack, Variant, Watch, stack
 from tests.support.websites import website
 
 pytestmark = pytest.mark.anyio
@@ -24,8 +24,8 @@ async def site(anyio_backend: object) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="module")
 async def web(anyio_backend: object, postgres_url: str, template: str, site: str) -> AsyncIterator[Stack]:
-    more = {"web_search": f"searxng+{site}", "web_allowed_networks": "127.0.0.0/8"}
-    async with stack(postgres_url, template, **more) as running:
+    variant = Variant(settings={"web_search": f"searxng+{site}", "web_allowed_networks": "127.0.0.0/8"})
+    async with stack(postgres_url, template, variant=variant) as running:
         yield running
         wrong: Exception | None = None
         try:
@@ -45,7 +45,7 @@ def results(watch: Watch) -> list[Any]:
     return [event for event in watch.logged if event.type == "agent.tool_result"]
 
 
-@pytest.mark.requirement("TLS-101")
+@pytest.mark.requirement("WEB-101")
 async def test_a_page_is_fetched_and_read_by_the_model(web: Stack, site: str) -> None:
     replies = [[tool_use("web_fetch", url=f"{site}/page/html"), tool_use("web_fetch", url=f"{site}/page/pdf")], "read"]
     session = await web.session(replies, tools=TOOLSET)
@@ -63,7 +63,7 @@ async def test_a_page_is_fetched_and_read_by_the_model(web: Stack, site: str) ->
     assert {"web_fetch", "web_search"} <= set(web.requests(session)[0].tools)
 
 
-@pytest.mark.requirement("TLS-107")
+@pytest.mark.requirement("WEB-107")
 async def test_a_search_gives_results_and_is_counted(web: Stack) -> None:
     toolset = with_web(name="web_search", blocked_domains=["ads.example.net"])
     session = await web.session([[tool_use("web_search", query="what is it")], "found"], tools=toolset)
@@ -81,7 +81,7 @@ async def test_a_search_gives_results_and_is_counted(web: Stack) -> None:
     assert "https://example.org/b" in str(shown)
 
 
-@pytest.mark.requirement("TLS-108")
+@pytest.mark.requirement("WEB-108")
 async def test_a_large_page_is_a_preview_and_a_file(web: Stack, site: str) -> None:
     url = f"{site}/page/long"
     look = "cat /mnt/session/tool_outputs/web_fetch-*.txt | wc -c"
@@ -103,7 +103,7 @@ async def test_without_sandbox_tools_nothing_is_kept(web: Stack, site: str) -> N
     assert "container" not in web.requests(session)[0].system
 
 
-@pytest.mark.requirement("TLS-109")
+@pytest.mark.requirement("WEB-109")
 async def test_url_sources_limit_fetches_to_the_conversation(web: Stack, site: str) -> None:
     toolset = with_web(name="web_fetch", url_sources={"user_input": "all", "server_tool_results": "none"})
     replies = [
@@ -148,7 +148,7 @@ async def test_a_search_may_have_to_be_confirmed(web: Stack) -> None:
     assert results(watch)[0].content[0].type == "search_result"
 
 
-@pytest.mark.requirement("TLS-110")
+@pytest.mark.requirement("WEB-110", "WEB-901")
 async def test_without_a_provider_search_is_refused(server: Stack) -> None:
     session = await server.session([[text("Searching"), tool_use("web_search", query="x")], "cannot"], tools=TOOLSET)
     watch = await server.turn(session)
@@ -168,7 +168,7 @@ async def test_inside_addresses_are_refused_by_default(server: Stack) -> None:
     assert results(watch)[0].content[0].text.startswith("url_not_allowed")
 
 
-@pytest.mark.requirement("TLS-106")
+@pytest.mark.requirement("WEB-106")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

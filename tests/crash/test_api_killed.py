@@ -11,6 +11,7 @@ from tests.support.following import following
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.requirement("EVT-063")
 async def test_a_client_that_reconnects_has_seen_every_event_exactly_once(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:
@@ -36,6 +37,7 @@ async def test_a_client_that_reconnects_has_seen_every_event_exactly_once(
     assert seen == await finished(session_id)
 
 
+@pytest.mark.requirement("EVT-094")
 async def test_two_api_processes_show_the_same_stream(cluster: Cluster, client: AsyncAnthropic, finished: Finished) -> None:
     await cluster.api()
     cluster.worker()

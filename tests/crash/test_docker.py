@@ -30,6 +30,7 @@ async def docker(*arguments: str) -> str | None:
     return done.stdout.decode().strip() if done.returncode == 0 else None
 
 
+@pytest.mark.requirement("SES-081")
 async def test_a_command_in_a_container_runs_once_though_its_worker_was_killed(
     cluster: Cluster, client: AsyncAnthropic, claimed: Claimed, finished: Finished
 ) -> None:

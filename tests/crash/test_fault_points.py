@@ -62,6 +62,7 @@ def test_every_registered_fault_point_is_reached_here() -> None:
     assert set(faults.REGISTERED) == set(WORKER) | set(API) | test_waiting.POINTS
 
 
+@pytest.mark.requirement("SES-080")
 @pytest.mark.parametrize(("point", "nth"), cases())
 async def test_a_worker_that_dies_at_any_fault_point_leaves_the_log_of_undisturbed_work(
     cluster: Cluster, client: AsyncAnthropic, undisturbed: Undisturbed, finished: Finished, point: str, nth: int
@@ -84,6 +85,7 @@ async def test_a_worker_that_dies_at_any_fault_point_leaves_the_log_of_undisturb
     assert set(sides) == {"ran\n"}
 
 
+@pytest.mark.requirement("SES-082")
 @pytest.mark.parametrize("point", API)
 async def test_a_message_is_accepted_once_though_the_api_dies_before_it_answers(
     cluster: Cluster, client: AsyncAnthropic, undisturbed: Undisturbed, finished: Finished, point: str

@@ -24,6 +24,7 @@ async def registered(db: Database, pid: int, *, but: str) -> bool:
         return found.first() is not None
 
 
+@pytest.mark.requirement("SES-083")
 async def test_a_worker_frozen_during_a_model_stream_writes_nothing_when_it_goes_on(
     cluster: Cluster,
     client: AsyncAnthropic,
@@ -54,6 +55,7 @@ async def test_a_worker_frozen_during_a_model_stream_writes_nothing_when_it_goes
     assert normalised(before) == expected
 
 
+@pytest.mark.requirement("SES-081")
 async def test_a_worker_frozen_during_a_tool_call_neither_repeats_it_nor_logs_its_result_again(
     cluster: Cluster, client: AsyncAnthropic, db: Database, claimed: Claimed, finished: Finished
 ) -> None:

@@ -32,6 +32,7 @@ def silent_until_greeted(request: Request) -> Reply:
     return [text("Hm"), stall(script.FOREVER_SECONDS)]
 
 
+@pytest.mark.requirement("EVT-050")
 async def test_an_interrupt_during_a_model_stream_ends_the_turn(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:
@@ -63,6 +64,7 @@ async def test_an_interrupt_during_a_model_stream_ends_the_turn(
     assert [event["content"][0]["text"] for event in listed if event["type"] == "agent.message"] == ["hello again"]
 
 
+@pytest.mark.requirement("EVT-051")
 @pytest.mark.parametrize("alive", [True, False], ids=["its worker lives", "its worker was killed before"])
 async def test_an_interrupt_during_a_tool_call_ends_the_command(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished, alive: bool
@@ -97,6 +99,7 @@ async def test_an_interrupt_during_a_tool_call_ends_the_command(
     assert sorted(files) == sorted([script.GO, script.NOTES, script.SIDE])
 
 
+@pytest.mark.requirement("OBS-025")
 async def test_a_message_sent_while_a_tool_runs_is_taken_up_between_its_result_and_the_next_request(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:

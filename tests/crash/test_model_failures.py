@@ -33,6 +33,7 @@ def overloaded(request: Request) -> Reply:
     return [stall(LAST_TRY_SECONDS), fail(529)] if last else fail(529)
 
 
+@pytest.mark.requirement("SES-039")
 async def test_a_model_overloaded_twice_is_rescheduled_twice_told_once_and_then_answers(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:
@@ -72,6 +73,7 @@ async def test_a_model_overloaded_twice_is_rescheduled_twice_told_once_and_then_
     assert error["retry_status"] == {"type": "retrying"}
 
 
+@pytest.mark.requirement("OBS-045")
 async def test_a_worker_killed_while_a_retry_is_due_is_not_missed(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:
@@ -90,6 +92,7 @@ async def test_a_worker_killed_while_a_retry_is_due_is_not_missed(
     assert types(listed).count("session.error") == 1
 
 
+@pytest.mark.requirement("EVT-045", "EVT-046")
 async def test_a_model_that_stays_overloaded_exhausts_the_tries_and_flushes_what_waits(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ async def go_through(scenario: Scenario, client: AsyncAnthropic, session_id: str
     return await follower.idle(scenario.idles)
 
 
+@pytest.mark.requirement("EVT-071")
 @pytest.mark.parametrize(("name", "point", "nth"), cases())
 async def test_a_worker_that_dies_leaves_the_log_of_undisturbed_work(
     cluster: Cluster,
@@ -228,6 +229,7 @@ async def test_a_worker_that_dies_leaves_the_log_of_undisturbed_work(
     assert not cluster.in_workspaces("never")
 
 
+@pytest.mark.requirement("EVT-082")
 @pytest.mark.parametrize("point", ["append.before_commit", "hints.before"])
 async def test_an_answer_is_taken_once_though_the_api_dies_before_it_says_so(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished, point: str
@@ -257,6 +259,7 @@ async def test_an_answer_is_taken_once_though_the_api_dies_before_it_says_so(
     assert {side.read_text() for side in cluster.in_workspaces(script.SIDE)} == {"ran\n"}
 
 
+@pytest.mark.requirement("EVT-082")
 async def test_a_session_waits_through_the_death_of_every_process(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:

@@ -25,9 +25,13 @@ EXAMPLE_PAGES = (
     API / "agents.md",
     API / "environments.md",
     API / "sessions.md",
+    API / "session-resources.md",
+    API / "threads.md",
     EVENTS_PAGE,
     API / "permissions.md",
+    API / "web-tools.md",
     API / "files.md",
+    API / "organization.md",
     ERRORS_PAGE,
 )
 

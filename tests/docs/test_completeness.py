@@ -12,7 +12,7 @@ from managed_agents.api.app import ROUTERS
 from managed_agents.cli.main import COMMANDS, main
 from managed_agents.core.settings import Settings
 from managed_agents.eventlog.events import PERSISTED_TYPES
-from tests.docs.pages import API, ERRORS_PAGE, EVENTS_PAGE, README, RUNNING_PAGE, SETTINGS_PAGE, SOURCE
+from tests.docs.pages import API, ERRORS_PAGE, EVENTS_PAGE, EXAMPLE_PAGES, README, RUNNING_PAGE, SETTINGS_PAGE, SOURCE, examples
 
 README_LINES_MAX = 120
 NOT_EMITTED = "## Not emitted yet"
@@ -63,6 +63,35 @@ def test_endpoints() -> None:
         for method in route.methods
     }
     assert _missing(served, RUNNING_PAGE, pages) == []
+
+
+def _curls() -> set[str]:
+    """Requests that the examples make with curl, as `METHOD /v1/path/{}`."""
+    made: set[str] = set()
+    for page in EXAMPLE_PAGES:
+        for example in examples(page):
+            for command in re.findall(r"\bcurl -.*", example.code.replace("\\\n", " ")):
+                url = re.search(r'"?\$BASE_URL(/v1/[^"?\s]*)', command)
+                method = re.search(r"-X (\w+)", command)
+                sends = re.search(r" -[dF] ", command) and " -G " not in command
+                path = re.sub(r"\$\w+|(?<=/)[a-z]+_01\w+", "{}", url[1] if url else "")
+                made.add(f"{method[1] if method else 'POST' if sends else 'GET'} {path}")
+    return made
+
+
+def test_the_examples_of_every_page_about_the_api_are_run() -> None:
+    assert set(API.glob("*.md")) <= set(EXAMPLE_PAGES)
+
+
+def test_every_endpoint_is_shown_with_curl() -> None:
+    served = {
+        f"{method} {re.sub(r'{[^}]*}', '{}', route.path)}"
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute) and route.path.startswith("/v1/")
+        for method in route.methods
+    }
+    assert sorted(served - _curls()) == []
 
 
 def test_event_types() -> None:

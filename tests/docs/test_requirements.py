@@ -65,6 +65,13 @@ def test_every_file_of_the_manifest_has_entries() -> None:
     assert len(topics) == len(list(FOLDER.glob("*.yaml"))) >= 6
 
 
+def test_every_refusal_by_name_is_proven_on_its_own() -> None:
+    """A test of many refusals would not notice that one of them became served."""
+    refused = [entry.id for entry in load().values() if entry.kind == "difference" and entry.says == "refused by name"]
+    carried = _ids_in_tests()
+    assert [id_ for id_ in refused if "tests/conformance/test_refused_by_name.py" not in carried[id_]] == []
+
+
 GOOD = "{id: ABC-001, says: It works., source: ours}"
 
 

@@ -226,6 +226,7 @@ async def cluster(database_url: str, model: Model, launcher: Launcher, **setting
         "model_base_url": model.base_url,
         "model_api_key": "scripted",
         "lease_ttl_seconds": str(LEASE_TTL_SECONDS),
+        "rate_limits": "off",
         **settings,
     }
     made = Cluster(

@@ -21,6 +21,7 @@ from managed_agents.web.actor import Scope
 
 START_SECONDS_MAX = 10.0
 HMAC_KEY = b"\x17" * 32
+FIRST_KEY = "sk-ma-the-first-key-of-tests"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ async def listening(app: ASGIApp) -> AsyncIterator[str]:
 
 async def make_caller(db: Database, name: str, scope: Scope = Scope.DEVELOPER) -> Caller:
     """Make a workspace with a key of its own."""
-    await keys.bootstrap(db, HMAC_KEY, SecretStr("sk-ma-the-first-key-of-tests"))
+    await keys.bootstrap(db, HMAC_KEY, SecretStr(FIRST_KEY))
     workspace = await organizations.create_workspace(db, name)
     made = await keys.create(db, HMAC_KEY, workspace_id=workspace.id, name=name, scope=scope)
     return Caller(workspace.id, made.secret.get_secret_value())

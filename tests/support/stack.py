@@ -13,8 +13,8 @@ import signal
 import socket
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,18 +33,18 @@ from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.core.settings import Settings
 from managed_agents.db import databases
 from managed_agents.db.engine import Database
-from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PREVIEW_CHANNEL, PreviewSender
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.harness.brain import StandardHarness
+from managed_agents.harness.brain import STANDARD, Harness, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
 from managed_agents.harness.worker import Worker
-from managed_agents.model.client import AnthropicModelClient
+from managed_agents.model.client import AnthropicModelClient, Deadlines
 from managed_agents.model.endpoint import Endpoint
 from managed_agents.model.models import Models
 from managed_agents.processes.worker import sandbox_backend, sandbox_spec, web_tools
@@ -55,6 +55,7 @@ from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
 from managed_agents.sandbox.backend import SandboxBackend
+from managed_agents.scripted_model.record import Recorder
 from tests.support.invariants import check_history, check_rows
 from tests.support.sandboxes import nothing_known
 from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
@@ -190,17 +191,19 @@ class Stack:
     backend: SandboxBackend
     collector: SandboxCollector
     environment_id: str
+    recorder: Recorder
 
     async def agent(self, replies: Callable[[Request], Reply] | Sequence[Reply] = (), **fields: Any) -> Any:
         """An agent that answers as `replies` say; it has no tools unless `tools` are given."""
         return await self.client.beta.agents.create(
-            name=fields.pop("name", "tester"), model=MODEL, system=self.replies.add(replies), **fields
+            name=fields.pop("name", "tester"), model=fields.pop("model", MODEL), system=self.replies.add(replies), **fields
         )
 
     async def session(self, replies: Callable[[Request], Reply] | Sequence[Reply] = (), **fields: Any) -> Any:
-        """A session of a new agent. `tools` go to the agent, everything else into the session's create call."""
-        tools = fields.pop("tools", None)
-        agent = await self.agent(replies, **({} if tools is None else {"tools": tools}))
+        """A session of a new agent. `tools`, `model` and the fields in `agent` go to that, all else into the session's create."""
+        agent = await self.agent(
+            replies, **fields.pop("agent", {}), **{k: fields.pop(k) for k in ("tools", "model") if k in fields}
+        )
         return await self.client.beta.sessions.create(agent=agent.id, environment_id=self.environment_id, **fields)
 
     def requests(self, session: Any) -> list[Request]:
@@ -341,17 +344,35 @@ def gate() -> Iterator[Gate]:
 
 
 @asynccontextmanager
+async def _straight(base_url: str) -> AsyncIterator[str]:
+    yield base_url
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What may differ between stacks: the model's context, what stands before it, how long it may be silent, more harnesses,
+    other settings.
+    """
+
+    context_tokens: int | None = None
+    before_model: Callable[[str], AbstractAsyncContextManager[str]] = _straight
+    deadlines: Deadlines | None = None
+    harnesses: Mapping[str, Harness] = field(default_factory=dict[str, Harness])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@asynccontextmanager
 async def stack(
-    postgres_url: str, template: str, *, sandbox: Literal["local", "docker"] = "local", **more: Any
+    postgres_url: str, template: str, *, sandbox: Literal["local", "docker"] = "local", variant: Variant | None = None
 ) -> AsyncIterator[Stack]:
-    """Start everything on a database of its own, with `more` settings; stop it and remove what it left behind."""
+    """Start everything on a database of its own; stop it and remove what it left behind."""
     name = f"test_{uuid4().hex[:12]}"
     # Short, because sockets are made below it, and open to the uids of commands.
     directory = Path(tempfile.mkdtemp(prefix="ma-", dir="/tmp"))
     os.chmod(directory, 0o755)
     try:
         database_url = await databases.create_database(postgres_url, name, template)
-        async with _running(database_url, directory, sandbox, more) as running:
+        async with _running(database_url, directory, sandbox, variant or Variant()) as running:
             yield running
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(WAIT_SECONDS):
@@ -361,23 +382,23 @@ async def stack(
 
 @asynccontextmanager
 async def _running(
-    database_url: str, directory: Path, sandbox: Literal["local", "docker"], more: dict[str, Any]
+    database_url: str, directory: Path, sandbox: Literal["local", "docker"], variant: Variant
 ) -> AsyncIterator[Stack]:
     replies = ScriptedReplies()
-    model = scripted_model.create_app(scripted_model.Script("test", replies))
+    model = scripted_model.create_app(scripted_model.Script("test", replies, variant.context_tokens))
     settings = Settings(
         database_url=SecretStr(database_url),
         data_dir=directory,
         sandbox=sandbox,
         sandbox_memory_bytes=512 * 1024**2,
         sandbox_disk_bytes=256 * 1024**2,
-        **more,
+        **variant.settings,
     )
     api_db = Database(database_url, pool=10, application_name="test api")
     worker_db = Database(database_url, pool=10, application_name="test worker")
-    async with listening(model) as model_url:
+    async with listening(model) as listening_url, variant.before_model(listening_url) as model_url:
         endpoint = Endpoint(model_url, SecretStr("no-key"), is_real_api=False, is_loopback=True)
-        client = AnthropicModelClient(endpoint)
+        client = AnthropicModelClient(endpoint, deadlines=variant.deadlines)
         backend = sandbox_backend(settings, endpoint)
         blobs = LocalBlobStore(directory / "blobs")
         try:
@@ -399,7 +420,7 @@ async def _running(
                 appender=appender,
                 requester=ModelRequester(client, Models(client.anthropic)),
                 hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), socket.gethostname()),
-                harness=StandardHarness(),
+                harnesses={STANDARD: StandardHarness(), **variant.harnesses},
                 previews=previews,
                 web=web_tools(settings, client),
                 jitter=lambda: 0.0,
@@ -418,7 +439,7 @@ async def _running(
                     await hub.refresh_all()
                     heard.set()
 
-                group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, connected)
+                group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: services.keys.forget}, connected)
                 previewed = anyio.Event()
 
                 async def previews_heard() -> None:
@@ -449,6 +470,7 @@ async def _running(
                         backend,
                         SandboxCollector(worker_db, backend, host=socket.gethostname(), idle_seconds=300.0),
                         environment.id,
+                        model.state.model.recorder,
                     )
                     hub.close()
                 group.cancel_scope.cancel()

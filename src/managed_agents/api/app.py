@@ -13,11 +13,24 @@ from managed_agents.api import health, reference
 from managed_agents.resources.agents.routes import router as agents
 from managed_agents.resources.environments.routes import router as environments
 from managed_agents.resources.files.routes import router as files
+from managed_agents.resources.keys.routes import router as keys
+from managed_agents.resources.organizations.routes import router as organizations
+from managed_agents.resources.rate_limits.routes import router as rate_limits
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.routes import router as sessions
 from managed_agents.web.edge import Edge, http_exception_response
 
-ROUTERS: tuple[APIRouter, ...] = (health.router, reference.router, agents, environments, sessions, files)
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    reference.router,
+    agents,
+    environments,
+    sessions,
+    files,
+    keys,
+    organizations,
+    rate_limits,
+)
 
 
 def create_app(services: Services) -> FastAPI:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import orjson
 from fastapi import APIRouter
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
@@ -85,7 +86,7 @@ def document(routers: Sequence[APIRouter]) -> Json:
     schemas, components = _schemas(found)
     paths: dict[str, Json] = {}
     for route, operation in found:
-        for method in sorted(route.methods):
+        for method in sorted(route.methods or ()):
             paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, operation, schemas)
     return {
         "openapi": "3.1.0",
@@ -130,7 +131,7 @@ def undescribed(routers: Sequence[APIRouter]) -> list[str]:
         f"{method} {route.path}"
         for route in _routes(routers)
         if route.path.startswith("/v1/") and described(route.endpoint) is None
-        for method in sorted(route.methods)
+        for method in sorted(route.methods or ())
     ]
 
 
@@ -171,11 +172,11 @@ def _generated(
 ) -> tuple[dict[_Key, Json], dict[str, Json]]:
     schemas, definitions = TypeAdapter.json_schemas(wanted, ref_template=COMPONENTS + "{model}")
     components = cast(dict[str, Json], definitions.get("$defs", {}))
-    return {cast(_Key, key): schema for (key, _), schema in schemas.items()}, components
+    return {key: schema for (key, _), schema in schemas.items()}, components
 
 
 def _request_key(route: APIRoute) -> _Key:
-    return ("request", f"{sorted(route.methods)[0]} {route.path}")
+    return ("request", f"{sorted(route.methods or ())[0]} {route.path}")
 
 
 def _answer_key(answer: Answer) -> _Key | None:
@@ -234,10 +235,16 @@ def _operation(route: APIRoute, method: str, operation: Operation, schemas: Mapp
 
 
 def _rule(route: APIRoute) -> auth.Beta:
-    for dependency in route.dependant.dependencies:
+    for dependency in _dependencies(route.dependant):
         if isinstance(dependency.call, auth.Authenticated):
             return dependency.call.rule
     raise AssertionError(f"{route.path} names no actor")
+
+
+def _dependencies(dependant: Dependant) -> Iterator[Dependant]:
+    for dependency in dependant.dependencies:
+        yield dependency
+        yield from _dependencies(dependency)
 
 
 def _path_parameters(path: str) -> list[Json]:
@@ -278,7 +285,7 @@ def _header_parameters(rule: auth.Beta, *, changing: bool) -> list[Json]:
         {
             "name": "anthropic-beta",
             "in": "header",
-            "required": rule is not auth.Beta.OPTIONAL,
+            "required": rule in (auth.Beta.REQUIRED, auth.Beta.REQUIRED_ONLY),
             "schema": {"type": "string", "enum": [auth.MANAGED_AGENTS]},
             "description": "A comma-separated list that has this value.",
         },
@@ -287,7 +294,7 @@ def _header_parameters(rule: auth.Beta, *, changing: bool) -> list[Json]:
             "in": "header",
             "required": False,
             "schema": {"type": "string"},
-            "description": "Must be the workspace of the key, which is the one acted in.",
+            "description": "The workspace of the key; with a key of the organization's administrator any of its workspaces.",
         },
     ]
     if changing:
@@ -350,6 +357,9 @@ def _content(shape: Shape, schema: Json) -> Json:
         case Shape.PAGE_BOTH_WAYS:
             both = {"next_page": cursor, "prev_page": cursor}
             return {"application/json": {"schema": _page(schema, both, list(both))}}
+        case Shape.PAGE_OF_OBJECTS:
+            ends = {"has_more": {"type": "boolean"}, "first_id": cursor, "last_id": cursor}
+            return {"application/json": {"schema": _page(schema, ends, list(ends))}}
         case Shape.PAGE_OF_FILES:
             more = {"next_page": cursor, "has_more": {"type": "boolean"}, "first_id": cursor, "last_id": cursor}
             return {"application/json": {"schema": _page(schema, more, list(more))}}

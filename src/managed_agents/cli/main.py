@@ -13,8 +13,9 @@ COMMANDS = {
     "api": ("managed_agents.cli.serve:api", "One API process."),
     "worker": ("managed_agents.cli.serve:worker", "One worker process."),
     "migrate": ("managed_agents.cli.serve:migrate", "Bring the database to this version."),
-    "keys": ("managed_agents.cli.admin:keys", "Create, list and revoke API keys."),
-    "workspaces": ("managed_agents.cli.admin:workspaces", "Create and list workspaces."),
+    "keys": ("managed_agents.cli.admin:keys", "Create, list, switch off and revoke API keys."),
+    "environment-keys": ("managed_agents.cli.admin:environment_keys", "The keys with which workers serve an environment."),
+    "workspaces": ("managed_agents.cli.admin:workspaces", "Create, list and archive workspaces; their rate limits."),
     "scripted-model": (
         "managed_agents.scripted_model.server:scripted_model_command",
         "The scripted model alone: a Messages API that follows a script.",

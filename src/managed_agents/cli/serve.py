@@ -12,7 +12,14 @@ from managed_agents.processes import parent
 
 _DATABASE = ("database_url", "db_pool")
 _PLACES = ("data_dir", "run_dir", "blob_store", "master_key_file")
-_API = ("host", "port", "require_beta_header")
+_API = (
+    "host",
+    "port",
+    "require_beta_header",
+    "rate_limits",
+    "rate_limit_creates_per_minute",
+    "rate_limit_reads_per_minute",
+)
 _WORKER = (
     "metrics_port",
     "worker_turns",
@@ -96,6 +103,12 @@ def _with_database(flags: dict[str, Any]) -> Settings:
     return settings
 
 
+class _CannotStart(click.ClickException):
+    """Says why, and by its status that trying again is of no use."""
+
+    exit_code = parent.CANNOT_START_STATUS
+
+
 def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
     import anyio
 
@@ -107,6 +120,4 @@ def _run(role: str, main: Callable[[Settings], Awaitable[None]], settings: Setti
     try:
         anyio.run(main, settings, backend_options={"use_uvloop": True})
     except CannotStart as error:
-        failure = click.ClickException(str(error))
-        failure.exit_code = parent.CANNOT_START_STATUS
-        raise failure from None
+        raise _CannotStart(str(error)) from None

@@ -64,5 +64,12 @@ class TooLarge(ApiError):
         super().__init__(413, "request_too_large", message, error_code=error_code)
 
 
+class RateLimited(ApiError):
+    """429. `headers` say when to try again and which limit it was."""
+
+    def __init__(self, message: str, *, headers: Mapping[str, str]) -> None:
+        super().__init__(429, "rate_limit_error", message, headers=headers)
+
+
 class TransientError(Exception):
     """Expected trouble with something outside this process; whoever catches it retries within a bound."""

@@ -4,6 +4,7 @@ An id is `<prefix>_01` followed by 22 base-62 characters: 48 bits of Unix millis
 ids of one table sort roughly by age (index locality) and nobody can guess one. Clients treat them as opaque.
 """
 
+import hashlib
 import os
 import re
 import time
@@ -24,10 +25,14 @@ WorkerId = NewType("WorkerId", str)
 
 AGENT = "agent"
 API_KEY = "apikey"
+COMPARTMENT = "cmpt"
 ENVIRONMENT = "env"
+ENVIRONMENT_KEY = "envkey"
 EVENT = "sevt"
 FILE = "file"
 ORGANIZATION = "org"
+RATE_LIMIT = "rl"
+RATE_LIMIT_GROUP = "rlg"
 REQUEST = "req"
 SANDBOX = "sbx"
 SESSION = "sesn"
@@ -45,7 +50,16 @@ _SHAPE = re.compile(r"[a-z]+_[0-9A-Za-z]{1,64}")
 
 def new_id(prefix: str) -> str:
     """Return a fresh id with `prefix` (no underscore in it)."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return _rendered(prefix, (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10)))
+
+
+def derived_id(prefix: str, *parts: str) -> str:
+    """Return the id with `prefix` that `parts` always give: for what has no row of its own. Not a secret."""
+    digest = hashlib.sha256("\x00".join(parts).encode()).digest()
+    return _rendered(prefix, int.from_bytes(digest[:16]))
+
+
+def _rendered(prefix: str, number: int) -> str:
     pairs: list[str] = []
     for _ in range(_BODY_PAIRS):
         number, pair = divmod(number, len(_PAIRS))

@@ -72,6 +72,14 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="The first API key; generated when absent.")
     lease_ttl_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is dead.")
     worker_turns: int = Field(200, ge=1, description="Sessions one worker runs at once.")
+    rate_limits: Literal["on", "off"] = Field("on", description="Whether requests are counted against rate limits.")
+    rate_limit_creates_per_minute: int = Field(300, ge=1, description="Create requests of the organisation in any minute.")
+    rate_limit_reads_per_minute: int = Field(1200, ge=1, description="Read requests of the organisation in any minute.")
+    connections: int = Field(2000, ge=1, description="Open connections one api process takes; more are turned away with 529.")
+    streams: int = Field(1000, ge=1, description="Open event streams of one workspace in one api process; more are answered 429.")
+    body_memory_bytes: int = Field(
+        256 * 1024**2, ge=64 * 1024**2, description="Memory of all large JSON bodies at once in one api process; beyond it 529."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     require_beta_header: bool = Field(True, description="404 without the beta header, as the hosted API.")
     faults: str = Field("", description="Armed fault points (tests only).")

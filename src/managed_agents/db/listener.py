@@ -27,6 +27,9 @@ LOG_CHANNEL = "managed_agents_log"
 WORK_CHANNEL = "managed_agents_work"
 """Rings with session ids that have new input (workers listen)."""
 
+KEYS_CHANNEL = "managed_agents_keys"
+"""Rings with ids of keys and workspaces whose rights changed (api processes listen). Rung inside the transaction."""
+
 Listener = Callable[[list[Any]], None]
 
 
@@ -100,6 +103,7 @@ async def listen(
     `on_connect` runs after each (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
     """
     trouble = Trouble(logger)
+    heard = ", ".join(listeners)
     while True:
         try:
             connection = await connect(database_url)
@@ -110,13 +114,13 @@ async def listen(
                     await connection.add_listener(channel, _callback(listener))
                 if on_connect is not None:
                     await on_connect()
-                trouble.over("listening connection is back")
+                trouble.over(f"listening connection ({heard}) is back")
                 await closed.wait()
             finally:
                 connection.terminate()
-            trouble.report("listening connection closed by the server")
+            trouble.report("listening connection (%s) closed by the server", heard)
         except TROUBLE as error:
-            trouble.report("listening connection lost: %s", error or type(error).__name__)
+            trouble.report("listening connection (%s) lost: %s", heard, error or type(error).__name__)
         await anyio.sleep(RECONNECT_SECONDS)
 
 

@@ -30,6 +30,7 @@ from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
 logger = logging.getLogger(__name__)
 
 COMMITTED = faults.register("batch.committed", "appends committed, nobody told yet")
+_PROGRESS = ("agent.", "user.", "system.")  # a turn that only opens and closes spans goes round in circles
 ALONE_AT_ONCE = 2  # appends that wait for one session's lock, each on a connection
 
 
@@ -88,6 +89,9 @@ class Append:
         if self.within_budget and head.at_cap:
             raise log.BudgetReached
         self.stored = head.append(self.events)
+        if head.crashes and any(event.type.startswith(_PROGRESS) for event in self.events):
+            # Whatever crashed before, this owner came further.
+            head.crashes = 0
         head.taken += [event.id for event in self.taken]
         head.inbox_count -= len(self.taken)
         if self.rest is not None:
@@ -99,7 +103,7 @@ class Append:
         head.not_before = None
         if rest.crashed:
             head.crashes += 1
-            delay = min(limits.MODEL_BACKOFF_MAX_SECONDS, 2.0**head.crashes)
+            delay = min(limits.CRASH_DELAY_SECONDS_MAX, 2.0**head.crashes)
             head.not_before = head.at + timedelta(seconds=delay)
             return
         head.crashes = 0

@@ -128,6 +128,8 @@ class NewEvent(NamedTuple):
     for_model: bool = True
     # A call that waits for its client: the type of the event that answers it.
     awaits: str | None = None
+    # Where it waited, for what did.
+    inbox_seq: int | None = None
 
 
 class StoredEvent(NamedTuple):
@@ -164,7 +166,9 @@ class QueuedEvent:
 
     def taken_up(self, *, for_model: bool = True) -> NewEvent:
         """The event as it enters the log: same id, same fields."""
-        return NewEvent(self.type, self.id, self.thread_id, self.payload, self.answers, for_model=for_model)
+        return NewEvent(
+            self.type, self.id, self.thread_id, self.payload, self.answers, for_model=for_model, inbox_seq=self.inbox_seq
+        )
 
     @property
     def answers(self) -> str | None:
@@ -255,16 +259,18 @@ def rescheduled(thread_id: str, agent_name: str) -> list[NewEvent]:
     ]
 
 
+def thread_terminated(thread_id: str, agent_name: str) -> NewEvent:
+    """The end of a thread."""
+    return new_event(
+        "session.thread_status_terminated",
+        thread_id,
+        {"session_thread_id": thread_id, "agent_name": agent_name},
+    )
+
+
 def terminated(thread_id: str, agent_name: str) -> list[NewEvent]:
     """The end of a session: its primary thread, then itself."""
-    return [
-        new_event(
-            "session.thread_status_terminated",
-            thread_id,
-            {"session_thread_id": thread_id, "agent_name": agent_name},
-        ),
-        new_event("session.status_terminated", thread_id),
-    ]
+    return [thread_terminated(thread_id, agent_name), new_event("session.status_terminated", thread_id)]
 
 
 def session_error(thread_id: str, error_type: str, message: str, retry_status: str) -> NewEvent:

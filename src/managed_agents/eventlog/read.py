@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import text
@@ -11,11 +11,17 @@ from managed_agents.core import limits
 from managed_agents.db.engine import Tx
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
 
+LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC)  # no event is that late, and nothing can be added to the very last one
 _EVENT = "session_id, seq, id, thread_id, type, body, private, for_model"
 _PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_model"
 _QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
 
 _AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+CHECKPOINT = "agent.thread_context_compacted"
+_FROM_CHECKPOINT = text(
+    f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq >= coalesce("
+    f"(SELECT max(seq) FROM events WHERE session_id = :session_id AND type = '{CHECKPOINT}'), 0) ORDER BY seq LIMIT :limit"
+)
 _PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 _OF_TYPES = text(
     f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND thread_id = :thread_id AND for_model "
@@ -55,6 +61,12 @@ def _queued(row: Any) -> QueuedEvent:
 async def after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
     """Events past `seq` with their private parts, oldest first."""
     rows = await tx.execute(_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [_stored(row) for row in rows]
+
+
+async def from_checkpoint(tx: Tx, session_id: str, *, limit: int) -> list[StoredEvent]:
+    """Events from the newest compaction on, that one included, with their private parts; without one from the beginning."""
+    rows = await tx.execute(_FROM_CHECKPOINT, {"session_id": session_id, "limit": limit})
     return [_stored(row) for row in rows]
 
 
@@ -115,7 +127,7 @@ async def history(
 ) -> tuple[list[HistoryItem], bool]:
     """One page of the history: the log, then what is queued (nulls last; reversed for `desc`), and whether more follows.
 
-    An event that is taken up between two pages may be on both (same id); none is missed.
+    An event that is taken up between two pages is on one of them: where it waited is kept with it.
 
     A page ends at `limit` events or `EVENTS_PAGE_BYTES_MAX` of bodies, whichever is first, with at least one event.
     """
@@ -140,23 +152,59 @@ async def history(
     return page, len(items) > len(page)
 
 
-async def _log_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
+_FIRST_AT = text("""
+    WITH RECURSIVE search(low, high) AS (
+        SELECT CAST(0 AS bigint), last_seq + 1 FROM sessions WHERE id = :session_id
+        UNION ALL
+        SELECT CASE WHEN processed_at < :at THEN middle ELSE low END, CASE WHEN processed_at < :at THEN high ELSE middle END
+        FROM search, LATERAL (SELECT (low + high) / 2) AS halved(middle),
+            LATERAL (SELECT processed_at FROM events WHERE session_id = :session_id AND seq = middle) AS looked
+        WHERE high - low > 1)
+    SELECT min(high) FROM search
+""")
+"""The first `seq` at or after an instant, one beyond the last when there is none.
+
+`seq` has no gaps and `processed_at` rises with it, so halving finds it in some twenty looks at the primary key. An index on
+`processed_at` would cost every append, and a filter alone would read the whole log.
+"""
+
+
+async def _first_at(tx: Tx, session_id: str, at: datetime) -> int:
+    first: int | None = (await tx.execute(_FIRST_AT, {"session_id": session_id, "at": at})).scalar_one()
+    return 0 if first is None else first
+
+
+async def _seq_conditions(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter) -> tuple[str, dict[str, Any]]:
+    """Cursor and instants as conditions on `seq`, so that a page costs the same wherever it lies."""
     descending = cursor.order == "desc"
-    where = ["session_id = :session_id", "thread_id = :thread_id"]
-    values: dict[str, Any] = {"session_id": session_id, "thread_id": wanted.thread_id, "limit": limit}
+    where, values = list[str](), dict[str, Any]()
     if cursor.seq is not None:
         where.append("seq < :seq" if descending else "seq > :seq")
         values["seq"] = cursor.seq
-    if wanted.types:
-        where.append("type = ANY(CAST(:types AS text[]))")
-        values["types"] = list(wanted.types)
-    for name, sign in (("gt", ">"), ("gte", ">="), ("lt", "<"), ("lte", "<=")):
+    if cursor.inbox_seq is not None:
+        # What an earlier page showed as waiting may stand in the log by now.
+        where.append(f"(inbox_seq IS NULL OR inbox_seq {'<' if descending else '>'} :inbox_seq)")
+        values["inbox_seq"] = cursor.inbox_seq
+    tick = timedelta(microseconds=1)
+    for name, sign, shift in (("gte", ">=", False), ("gt", ">=", True), ("lt", "<", False), ("lte", "<", True)):
         if (bound := getattr(wanted, name)) is not None:
-            where.append(f"processed_at {sign} :{name}")
-            values[name] = bound
-    order = "DESC" if descending else "ASC"
-    statement = text(_bounded("body", "seq", f"events WHERE {' AND '.join(where)}", order))
-    rows = await tx.execute(statement, {**values, "bytes": limits.EVENTS_PAGE_BYTES_MAX})
+            at = min(bound, LAST_INSTANT)
+            where.append(f"seq {sign} :{name}")
+            values[name] = await _first_at(tx, session_id, at + tick if shift else at)
+    return " AND ".join(["session_id = :session_id", "thread_id = :thread_id", *where]), values
+
+
+async def _log_part(tx: Tx, session_id: str, cursor: HistoryCursor, wanted: HistoryFilter, limit: int) -> list[HistoryItem]:
+    order = "DESC" if cursor.order == "desc" else "ASC"
+    where, values = await _seq_conditions(tx, session_id, cursor, wanted)
+    values |= {"session_id": session_id, "thread_id": wanted.thread_id, "limit": limit, "bytes": limits.EVENTS_PAGE_BYTES_MAX}
+    source = f"events WHERE {where}"
+    if wanted.types:
+        # A page of each type from the index, then the first of all of them: rare types do not make it read the others.
+        source = f"""unnest(CAST(:types AS text[])) AS wanted(kind), LATERAL (
+            SELECT body, seq FROM events WHERE {where} AND type = kind ORDER BY seq {order} LIMIT :limit) AS of_kind"""
+        values["types"] = list(dict.fromkeys(wanted.types))
+    rows = await tx.execute(text(_bounded("body", "seq", source, order)), values)
     return [HistoryItem(row.body, row.key, None) for row in rows]
 
 

@@ -255,12 +255,13 @@ class Hub:
                 cursor = entry.seq
                 if entry.thread_id == thread_id:
                     chunks.append(entry.frame)
-                    ended = ended or entry.ends
                     if feed is not None and entry.closes is not None:
                         if entry.closes:
                             feed.finish(entry.closes)
                         else:
                             feed.end_request(entry.seq)
+                # The end of the session, which is told on its primary thread, ends the streams of all threads.
+                ended = ended or entry.ends
             # Only behind the events: a preview never follows what it is a preview of.
             if feed is not None:
                 chunks += feed.take(cursor)

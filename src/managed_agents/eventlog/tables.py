@@ -99,6 +99,7 @@ class SessionRow(TotalsMixin, Base):
 
     __table_args__ = (
         Index("ix_sessions_workspace_id_created_at_id", "workspace_id", "created_at", "id"),
+        Index("ix_sessions_workspace_id_agent_id_created_at_id", "workspace_id", "agent_id", "created_at", "id"),
         Index("ix_sessions_environment_id", "environment_id"),
         Index(
             "ix_sessions_claimable",
@@ -106,6 +107,7 @@ class SessionRow(TotalsMixin, Base):
             postgresql_where=text("owner IS NULL AND deleted_at IS NULL AND (input_seq > handled_seq OR due_at IS NOT NULL)"),
         ),
         Index("ix_sessions_owner", "owner", postgresql_where=text("owner IS NOT NULL")),
+        Index("ix_sessions_suspects", "id", postgresql_where=text("owner IS NOT NULL AND crashes >= 2")),
         Index("ix_sessions_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         {"postgresql_with": {"fillfactor": "80"}},
     )
@@ -146,6 +148,8 @@ class EventRow(Base):
     thread_id: Mapped[str] = mapped_column(Text)
     type: Mapped[str] = mapped_column(Text)
     processed_at: Mapped[datetime] = mapped_column(INSTANT)
+    # Where it waited, for what did: a page of a history that has shown it there does not show it again.
+    inbox_seq: Mapped[int | None] = mapped_column(BigInteger)
     # Tool results: the event id of the tool use they answer.
     tool_use_id: Mapped[str | None] = mapped_column(Text)
     # Flushed events are history but never sent to the model.
@@ -154,7 +158,7 @@ class EventRow(Base):
     # What clients may not see but the next request, the bill or the folds need.
     private: Mapped[bytes | None] = mapped_column(LargeBinary)
 
-    __table_args__ = (Index("ix_events_session_id_type_seq", "session_id", "type", "seq"),)
+    __table_args__ = (Index("ix_events_session_id_thread_id_type_seq", "session_id", "thread_id", "type", "seq"),)
 
 
 class InboxRow(Base):

@@ -8,8 +8,8 @@ from managed_agents.eventlog import read
 from managed_agents.eventlog.append import SessionGone
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent
 from managed_agents.harness import lease
-from managed_agents.harness.transcript import Transcript
-from managed_agents.harness.turn import Turn
+from managed_agents.harness.brain import Transcript
+from managed_agents.harness.turn import Turn, restored
 
 READ_ROWS = 1000
 
@@ -21,8 +21,8 @@ class Context:
     session_id: str
     input_seq: int
     due_in_seconds: float | None
+    transcript: Transcript
     turn: Turn = field(default_factory=Turn)
-    transcript: Transcript = field(default_factory=Transcript)
     inbox: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
     # The budget was used up when last looked at; only new input can change that.
     at_cap: bool = False
@@ -34,10 +34,19 @@ class Context:
             self.turn.apply(event)
             self.transcript.apply(event)
 
+    def begin(self, events: Sequence[StoredEvent]) -> None:
+        """Take the first events that are read: from the log's beginning, or from a checkpoint on."""
+        if events and events[0].type == read.CHECKPOINT:
+            self.turn = restored(events[0].private_json()["turn"], seq=events[0].seq - 1)
+        self.extend(events)
+
     async def load(self, db: Database) -> None:
-        """Read what is in the log past the cursor, and the inbox."""
+        """Read the log from its newest checkpoint on, and the inbox."""
         async with db.autocommit() as tx:
-            await self._read_on(tx)
+            rows = await read.from_checkpoint(tx, self.session_id, limit=READ_ROWS)
+            self.begin(rows)
+            if len(rows) == READ_ROWS:
+                await self._read_on(tx)
             self.inbox = await read.inbox_after(tx, self.session_id)
 
     async def follow(self, db: Database, stored: Sequence[StoredEvent]) -> None:

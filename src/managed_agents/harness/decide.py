@@ -56,6 +56,14 @@ class RequestModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Compact:
+    """Ask the model for a summary of the history first. `briefly`: the history itself did not fit, or did not do."""
+
+    opens_period: bool
+    briefly: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GoIdle:
     """The turn is over, cannot go on before the client has answered `event_ids`, or not before the budget is raised.
 
@@ -92,14 +100,22 @@ class Rest:
     """Nothing to do at all."""
 
 
-Step = CloseSpan | Interrupt | TakeAnswers | RunTools | RequestModel | GoIdle | StopExhausted | Park | Rest
+Step = CloseSpan | Interrupt | TakeAnswers | RunTools | RequestModel | Compact | GoIdle | StopExhausted | Park | Rest
 
 
-def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None = None, at_cap: bool = False) -> Step:
+def decide(
+    turn: Turn,
+    inbox: Sequence[QueuedEvent],
+    *,
+    due_in_seconds: float | None = None,
+    context_full: bool = False,
+    at_cap: bool = False,
+) -> Step:
     """Choose the next step of a thread.
 
-    `inbox` holds everything that waits, oldest first; `due_in_seconds` is set while a retry is scheduled in the future. `at_cap`:
-    an append of the last decision was refused because the budget is used up.
+    `inbox` holds everything that waits, oldest first; `due_in_seconds` is set while a retry is scheduled in the future;
+    `context_full` says that the next request would hardly fit into the model's context; `at_cap` that an append of the last
+    decision was refused because the budget is used up.
     """
     if turn.status == "terminated":
         return Rest()
@@ -130,6 +146,8 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
                 f"The turn reached its limit of {limits.TOOL_ROUNDS_PER_TURN_MAX} model requests.",
                 messages,
             )
+        if context_full or turn.too_long:
+            return _compact(turn, messages)
         return RequestModel(messages, opens_period=turn.status != "running")
     if turn.status == "idle" and not messages:
         return Rest()
@@ -161,11 +179,22 @@ def _with_interrupts(turn: Turn, inbox: Sequence[QueuedEvent], *, last: int) -> 
     return tuple(taken)
 
 
+def _compact(turn: Turn, messages: tuple[QueuedEvent, ...]) -> Step:
+    if turn.compactions >= limits.COMPACTIONS_IN_A_ROW_MAX:
+        return StopExhausted(
+            "compaction_limit_reached_error",
+            f"The context is full again after {limits.COMPACTIONS_IN_A_ROW_MAX} compactions in a row.",
+            messages,
+        )
+    return Compact(opens_period=turn.status != "running", briefly=turn.too_long or turn.compaction_failed)
+
+
 def backoff_seconds(failures: int, jitter: float, retry_after: float | None) -> float:
     """Wait before try number `failures + 1`: doubling from one second, capped, plus up to a quarter of `jitter` (0 to 1).
 
-    A server's `retry_after` is a lower bound, itself capped.
+    A server's `retry_after` is a lower bound with a cap of its own: a parked session costs nothing, and a try before its time
+    is a try lost.
     """
-    doubled = limits.MODEL_BACKOFF_FIRST_SECONDS * 2 ** (failures - 1)
-    wait = min(limits.MODEL_BACKOFF_MAX_SECONDS, max(doubled, retry_after or 0.0))
-    return wait * (1 + jitter / 4)
+    doubled = min(limits.MODEL_BACKOFF_MAX_SECONDS, limits.MODEL_BACKOFF_FIRST_SECONDS * 2 ** (failures - 1))
+    asked = min(limits.MODEL_RETRY_AFTER_MAX_SECONDS, retry_after or 0.0)
+    return max(doubled, asked) * (1 + jitter / 4)

@@ -72,13 +72,16 @@ class SessionHands:
         self._sandbox: Sandbox | None = None
         self._opening = anyio.Lock()
         self._harvested: dict[str, str] | None = None
-        self._uploads: list[Upload] | None = None
+        self._uploads: list[Upload] = []
+        self._uploads_as_of: int | None = None
+        self._mounts: dict[str, str] = {}
 
-    async def uploads(self) -> list[Upload]:
-        """Files mounted into the session."""
-        if self._uploads is None:
+    async def uploads(self, as_of: int) -> list[Upload]:
+        """Files mounted into the session, read again when `as_of`, the session's `input_seq`, has moved."""
+        if self._uploads_as_of != as_of:
             async with self._hands.db.autocommit() as tx:
                 self._uploads = await bindings.uploads(tx, self._session_id)
+            self._uploads_as_of = as_of
         return self._uploads
 
     async def prepare(self) -> None:
@@ -101,6 +104,7 @@ class SessionHands:
         """
         try:
             sandbox = await self._open()
+            await self._mount(sandbox)
             return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX))
         except StaleEpoch:
             raise
@@ -211,6 +215,7 @@ class SessionHands:
         async with self._hands.db.transaction() as tx:
             self._binding = await bindings.current(tx, self._session_id)
             if self._binding is not None:
+                self._mounts = dict(self._binding.mounts)
                 await bindings.touch(tx, self._binding.sandbox_id)
         # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
         if self._binding is None or self._binding.state != "live":
@@ -232,7 +237,6 @@ class SessionHands:
             return sandbox
 
     async def _provision(self) -> Sandbox:
-        uploads = await self.uploads()
         async with self._hands.db.transaction() as tx:
             binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host)
         if binding is None:
@@ -242,16 +246,45 @@ class SessionHands:
             with anyio.fail_after(PROVISION_SECONDS_MAX):
                 spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)
                 sandbox = await self._hands.backend.provision(spec)
-                for upload in uploads:
-                    source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
-                    await sandbox.put(upload.path, source, "root", 0o444)
+                self._mounts = {}
+                await self._put_uploads(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
             raise SandboxError(f"it could not be started ({str(error) or type(error).__name__})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
+            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
             await bindings.set_state(tx, binding.sandbox_id, "live")
         self._binding = binding
         return sandbox
+
+    # Mounts
+
+    async def _mount(self, sandbox: Sandbox) -> None:
+        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made.
+
+        A crash between doing and recording only makes the next owner do it again.
+        """
+        async with self._opening:
+            if self._binding is None or self._mounts == {upload.path: upload.sha256 for upload in self._uploads}:
+                return
+            try:
+                with anyio.fail_after(PROVISION_SECONDS_MAX):
+                    await self._put_uploads(sandbox)
+            except (OSError, BlobMissing, TimeoutError) as error:
+                raise SandboxError(f"its files could not be mounted ({str(error) or type(error).__name__})") from error
+            async with self._hands.db.transaction() as tx:
+                await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts)
+
+    async def _put_uploads(self, sandbox: Sandbox) -> None:
+        wanted = {upload.path: upload for upload in self._uploads}
+        for path in [path for path in self._mounts if path not in wanted]:
+            await sandbox.remove(path)
+            del self._mounts[path]
+        for path, upload in wanted.items():
+            if self._mounts.get(path) != upload.sha256:
+                source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
+                await sandbox.put(path, source, "root", 0o444)
+                self._mounts[path] = upload.sha256
 
 
 def _error(text: str) -> Outcome:

@@ -4,6 +4,10 @@ A claim sets `owner` and raises `epoch`; every later append and every request to
 seen is refused. A worker proves that it lives in two ways: it heartbeats its own row, and it holds an advisory lock on that
 same connection. The server frees the lock the moment the connection dies, so kill -9 is noticed at the next look; the
 heartbeat's TTL covers a frozen or cut-off worker whose connection lingers.
+
+A session may be what killed its worker. Each death (and each failure of the harness) without progress since the one before
+counts; the next try waits longer, and a suspect, a session that has seen `SUSPECT_CRASHES` of them, is only run while no other
+suspect is: so the one that kills is found out, and those that merely ran beside it get their chance to make progress.
 """
 
 from collections.abc import Sequence
@@ -12,23 +16,34 @@ from typing import Any
 
 from sqlalchemy import text
 
+from managed_agents.core import limits
 from managed_agents.db.engine import Tx
 
+SUSPECT_CRASHES = 2
 LOCK_CLASS = 0x6D61  # first key of the two-key advisory locks: ours, among whatever else uses the database
 
-_CLAIM = text("""
+_CLAIMABLE = """
+    owner IS NULL AND deleted_at IS NULL
+    AND EXISTS (SELECT 1 FROM workers WHERE id = :worker)
+    AND (input_seq > handled_seq OR due_at <= clock_timestamp())
+    AND (not_before IS NULL OR not_before <= clock_timestamp())
+    AND (CAST(:ids AS text[]) IS NULL OR id = ANY(CAST(:ids AS text[])))
+"""
+_CLAIM = text(f"""
     WITH free AS (
-        SELECT id FROM sessions
-        WHERE owner IS NULL AND deleted_at IS NULL
-          AND EXISTS (SELECT 1 FROM workers WHERE id = :worker)
-          AND (input_seq > handled_seq OR due_at <= clock_timestamp())
-          AND (not_before IS NULL OR not_before <= clock_timestamp())
-          AND (CAST(:ids AS text[]) IS NULL OR id = ANY(CAST(:ids AS text[])))
+        SELECT id FROM sessions WHERE {_CLAIMABLE} AND crashes < {SUSPECT_CRASHES}
         ORDER BY coalesce(due_at, updated_at)
-        LIMIT :limit FOR UPDATE SKIP LOCKED)
-    UPDATE sessions s SET owner = :worker, epoch = epoch + 1 FROM free WHERE s.id = free.id
+        LIMIT :limit FOR UPDATE SKIP LOCKED),
+    suspect AS (
+        SELECT id FROM sessions WHERE {_CLAIMABLE} AND crashes >= {SUSPECT_CRASHES}
+          AND NOT EXISTS (SELECT 1 FROM sessions o WHERE o.owner IS NOT NULL AND o.crashes >= {SUSPECT_CRASHES})
+        ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED),
+    chosen AS (SELECT id FROM suspect UNION ALL SELECT id FROM free LIMIT :limit)
+    UPDATE sessions s SET owner = :worker, epoch = epoch + 1 FROM chosen WHERE s.id = chosen.id
     RETURNING s.id, s.workspace_id, s.epoch, s.input_seq, s.primary_thread_id, s.agent, s.crashes,
-        extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds
+        extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds,
+        (SELECT v.config->'metadata'->>'managed_agents.harness' FROM agent_versions v
+         WHERE v.agent_id = s.agent_id AND v.version = s.agent_version) AS harness
 """)
 # By owner, not by dead worker: a worker that was buried but has not noticed yet can still claim, and nobody would ever look
 # for its sessions. The owner is compared again under the row's lock, because `living` is as old as the statement.
@@ -45,13 +60,18 @@ _FREE_DEAD = text("""
         SELECT id, owner FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)
         FOR UPDATE SKIP LOCKED),
     freed AS (
-        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1 FROM orphaned o
+        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1, crashes = s.crashes + 1,
+            -- The first death is nobody's fault: somebody else goes on at once.
+            not_before = CASE WHEN s.crashes > 0 THEN clock_timestamp() + make_interval(secs =>
+                least(:delay_max, 2 ^ (s.crashes - 1)) * (0.5 + random() / 2)) END
+        FROM orphaned o
         WHERE s.id = o.id AND s.owner = o.owner RETURNING s.id),
     buried AS (
         DELETE FROM workers WHERE id IN (
             SELECT id FROM workers WHERE id NOT IN (SELECT id FROM living) FOR UPDATE SKIP LOCKED))
     SELECT id FROM freed
 """)
+_AGENT = text("SELECT agent FROM sessions WHERE id = :id")
 _OWNED_INPUT = text("SELECT id, input_seq, epoch FROM sessions WHERE owner = :worker")
 _INPUT = text(
     "SELECT input_seq, extract(epoch FROM due_at - clock_timestamp())::float8 AS due_in_seconds FROM sessions "
@@ -71,6 +91,8 @@ class Claim:
     agent: dict[str, Any]
     crashes: int
     due_in_seconds: float | None
+    # The harness that the agent asks for in its metadata (`managed_agents.harness`).
+    harness: str | None = None
 
 
 async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
@@ -92,6 +114,7 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
             row.agent,
             row.crashes,
             row.due_in_seconds,
+            row.harness,
         )
         for row in rows
     ]
@@ -102,13 +125,20 @@ async def free_dead(tx: Tx, *, ttl_seconds: float) -> list[str]:
 
     A worker is dead when its heartbeat is older than `ttl_seconds`, its advisory lock is gone, or its row is.
     """
-    rows = await tx.execute(_FREE_DEAD, {"ttl": ttl_seconds, "lock_class": LOCK_CLASS})
+    rows = await tx.execute(
+        _FREE_DEAD, {"ttl": ttl_seconds, "lock_class": LOCK_CLASS, "delay_max": limits.CRASH_DELAY_SECONDS_MAX}
+    )
     return [row.id for row in rows]
 
 
 async def owned_input(tx: Tx, worker_id: str) -> dict[str, tuple[int, int]]:
     """`input_seq` and `epoch` of every session the worker owns: the poll behind the doorbell."""
     return {row.id: (row.input_seq, row.epoch) for row in await tx.execute(_OWNED_INPUT, {"worker": worker_id})}
+
+
+async def current_agent(tx: Tx, session_id: str) -> dict[str, Any]:
+    """The session's agent as it is now: a session that is idle can get other tools."""
+    return (await tx.execute(_AGENT, {"id": session_id})).scalar_one()
 
 
 async def current_input(tx: Tx, session_id: str) -> tuple[int, float | None] | None:

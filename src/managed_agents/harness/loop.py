@@ -5,8 +5,8 @@ Appends are shielded: a cancelled append might still be written, and the result 
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -23,18 +23,20 @@ from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
-from managed_agents.harness.brain import Harness
+from managed_agents.harness import lease
+from managed_agents.harness.brain import STANDARD, Harness
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.judge import Judge
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.permissions import Judgement
 from managed_agents.harness.preview import Preview
+from managed_agents.harness.prompt import Brief
 from managed_agents.harness.request import Failed, Finished, ModelRequester
-from managed_agents.harness.response import Response, events_of, judged_calls
+from managed_agents.harness.response import Response, compacted, events_of, judged_calls
 from managed_agents.harness.tools import definitions
 from managed_agents.harness.tools.web import WebTools
-from managed_agents.harness.turn import ToolCall
+from managed_agents.harness.turn import ToolCall, snapshot
 from managed_agents.harness.web_calls import WebCalls
 from managed_agents.sandbox.backend import Outcome
 
@@ -52,7 +54,7 @@ ANSWERS_LOGGED = faults.register("turn.answers_logged", "the client's decisions 
 TURN_CLOSED = faults.register("turn.closed", "interrupt and idle in the log, the next turn not begun")
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
-CRASHES_MAX = 5
+CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 _HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
 
@@ -65,10 +67,20 @@ class Parts:
     appender: Appender
     requester: ModelRequester
     hands: Hands
-    harness: Harness
+    # By name; `STANDARD` is among them.
+    harnesses: Mapping[str, Harness]
     previews: PreviewSender
     web: WebTools
     jitter: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model request under way."""
+
+    start_id: str
+    preview: Preview
+    judgements: dict[int, Judgement] = field(default_factory=dict[int, Judgement])
 
 
 class SessionRunner:
@@ -79,11 +91,11 @@ class SessionRunner:
         self._parts = parts
         self._worker_id = worker_id
         self._thread_id = claim.thread_id
-        self._agent: dict[str, Any] = {
-            **claim.agent,
-            "tools": definitions.available(claim.agent["tools"], parts.web.missing),
-        }
-        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds)
+        self._agent = self._servable(claim.agent)
+        # One that asks for a harness we do not have is only told so.
+        self._harness = parts.harnesses.get(claim.harness or STANDARD, parts.harnesses[STANDARD])
+        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds, self._harness.transcript())
+        self._brief: Brief | None = None
         self._changed = anyio.Event()  # new input, or a call has ended
         self._hands: SessionHands = parts.hands.of_session(claim)
         self._web = WebCalls(parts.web, parts.db, claim, self._agent, self._hands)
@@ -112,11 +124,13 @@ class SessionRunner:
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
-            if self._offers_sandbox:
-                group.start_soon(self._hands.uploads)  # remembered for the request
+            group.start_soon(self._learn)
         faults.reach(TURN_LOADED)
-        if self.claim.crashes >= CRASHES_MAX:
+        if self.claim.crashes >= limits.CRASHES_MAX:
             await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
+            return
+        if self.claim.harness not in (None, *self._parts.harnesses):
+            await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
         context = self._context
         before = (context.turn.seq, context.input_seq, context.at_cap)
@@ -140,9 +154,11 @@ class SessionRunner:
             return False
 
     async def _act(self, step: steps.Step) -> bool:
+        if isinstance(step, (steps.RequestModel, steps.Compact, steps.TakeAnswers)) and step.opens_period:
+            await self._reload_agent()
         match step:
             case steps.CloseSpan(start_id):
-                await self._log([self._failed_span(start_id, cut=True)])
+                await self._log([self._failed_span(start_id, CUT)])
             case steps.Interrupt():
                 return await self._interrupt(step)
             case steps.TakeAnswers():
@@ -151,6 +167,8 @@ class SessionRunner:
                 await self._run_tools(step)
             case steps.RequestModel():
                 return await self._request_model(step)
+            case steps.Compact():
+                return await self._compact(step)
             case steps.StopExhausted():
                 return await self._stop(step.error_type, step.message)
             case steps.GoIdle():
@@ -163,10 +181,29 @@ class SessionRunner:
                 return await self._rest([], Rest())
         return False
 
+    def _servable(self, agent: dict[str, Any]) -> dict[str, Any]:
+        """The agent with the tools that this worker can run."""
+        return {**agent, "tools": definitions.available(agent["tools"], self._parts.web.missing)}
+
+    async def _reload_agent(self) -> None:
+        """While the session was idle its tools may have been updated; they count from this turn on."""
+        async with self._parts.db.autocommit() as tx:
+            agent = self._servable(await lease.current_agent(tx, self.claim.session_id))
+        if agent != self._agent:
+            self._agent = agent
+            self._offers_sandbox = definitions.offers_sandbox(agent["tools"])
+            self._web = WebCalls(self._parts.web, self._parts.db, self.claim, agent, self._hands)
+            await self._learn()
+
     def _decide(self) -> steps.Step:
         context = self._context
-        return self._parts.harness.decide(
-            context.turn, context.inbox, due_in_seconds=context.due_in_seconds, at_cap=context.at_cap
+        assert self._brief is not None
+        return self._harness.decide(
+            context.turn,
+            context.inbox,
+            due_in_seconds=context.due_in_seconds,
+            context_full=context.transcript.is_full(self._brief, context.inbox),
+            at_cap=context.at_cap,
         )
 
     async def _go_idle(self, step: steps.GoIdle) -> bool:
@@ -239,51 +276,96 @@ class SessionRunner:
 
     # The model
 
+    async def _learn(self) -> None:
+        """Find out what requests are built from beside the log."""
+        rules = await self._parts.requester.rules(self._agent["model"]["id"])
+        self._brief = Brief(self._agent, rules, await self._uploads())
+
+    async def _uploads(self) -> list[str]:
+        # Only a session with tools tells the model of its files.
+        return [upload.path for upload in await self._hands.uploads(self._context.input_seq)] if self._offers_sandbox else []
+
     async def _request_model(self, step: steps.RequestModel) -> bool:
-        context = self._context
+        def answered(response: Response, asked: _Asked) -> list[NewEvent]:
+            tools, told = self._agent["tools"], asked.preview.event_ids
+            return events_of(response, self._thread_id, asked.start_id, tools, asked.judgements, event_ids=told)
+
+        return await self._ask(step.opens_period, step.taken, self._context.transcript.request, answered)
+
+    async def _compact(self, step: steps.Compact) -> bool:
+        transcript = self._context.transcript
+
+        def body(brief: Brief) -> ev.Json:
+            return transcript.compaction(brief, briefly=step.briefly)
+
+        def summarised(response: Response, asked: _Asked) -> list[NewEvent]:
+            assert self._brief is not None
+            kept = transcript.checkpoint(self._brief, response.content)
+            checkpoint = None if kept is None else {**kept, "turn": snapshot(self._context.turn)}
+            return compacted(response, self._thread_id, asked.start_id, checkpoint)
+
+        return await self._ask(step.opens_period, (), body, summarised, own=True)
+
+    async def _ask(
+        self,
+        opens_period: bool,
+        taken: Sequence[QueuedEvent],
+        body: Callable[[Brief], ev.Json],
+        events: Callable[[Response, _Asked], list[NewEvent]],
+        *,
+        own: bool = False,
+    ) -> bool:
+        """Open a span, ask the model with `body`, and append what `events` makes of the answer in one append.
+
+        `own`: the answer is for the harness itself. Clients see no previews of it, and what it calls is not run.
+        """
         start = ev.span_start(self._thread_id)
-        opening = self._opening(step.opens_period)
-        asking = [*opening, *(queued.taken_up() for queued in step.taken), start]
-        stored = await self._log(asking, step.taken, within_budget=True)
+        opening = self._opening(opens_period)
+        asking = [*opening, *(queued.taken_up() for queued in taken), start]
+        stored = await self._log(asking, taken, within_budget=True)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
-        # Only a session with tools tells the model of its files.
-        uploads = [upload.path for upload in await self._hands.uploads()] if self._offers_sandbox else []
-        preview = self._preview(stored[-1].seq)
-        judgements: dict[int, Judgement] = {}
+        assert self._brief is not None
+        self._brief = replace(self._brief, uploads=await self._uploads())
+        request = body(self._brief)
+        asked = _Asked(start.id, self._preview(stored[-1].seq, shown=not own))
 
         async def ask() -> Finished | Failed:
-            requester, harness = self._parts.requester, self._parts.harness
-            outcome = await requester.request(harness, self._agent, context.transcript, uploads, watch=preview.take)
-            if isinstance(outcome, Finished):
-                judgements.update(await self._judge(outcome.response))
+            outcome = await self._parts.requester.send(request, self._agent["model"], watch=asked.preview.take)
+            if isinstance(outcome, Finished) and not own:
+                asked.judgements.update(await self._judge(outcome.response, request["messages"]))
             return outcome
 
         outcome = await self._until_interrupted(ask)
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)
-                tools = self._agent["tools"]
-                await self._log(events_of(response, self._thread_id, start.id, tools, judgements, event_ids=preview.event_ids))
+                await self._log(events(response, asked))
                 faults.reach(RESPONSE_LOGGED)
+            case Failed(too_long=True):
+                # Not a try that failed: a shorter one may do.
+                await self._log([self._failed_span(start.id, {"too_long": True})])
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
-                await self._log([self._failed_span(start.id, cut=True)])
+                await self._log([self._failed_span(start.id, CUT)])
         return False
 
-    async def _judge(self, response: Response) -> dict[int, Judgement]:
+    async def _judge(self, response: Response, messages: Sequence[dict[str, Any]]) -> dict[int, Judgement]:
         if not (calls := judged_calls(response, self._agent["tools"])):
             return {}
         requester = self._parts.requester
         judge = Judge(requester.client, requester.models, self._parts.jitter)
-        judgements = await judge.judge(self._agent, self._context.transcript.for_request(), calls)
+        judgements = await judge.judge(self._agent, messages, calls)
         faults.reach(CALLS_JUDGED)
         return judgements
 
-    def _preview(self, span_seq: int) -> Preview:
+    def _preview(self, span_seq: int, *, shown: bool) -> Preview:
         """Begin the previews of the request whose start is in the log; whether anyone wants them is asked beside it."""
         preview = Preview(self.claim.session_id, self._thread_id, span_seq, self._parts.previews.push)
+        if not shown:
+            preview.decide(False)
+            return preview
         assert self._background is not None
         self._background.start_soon(self._ask_interest, preview)
         return preview
@@ -448,9 +530,9 @@ class SessionRunner:
         content = [{"type": "text", "text": INTERRUPTED}]
         return ev.tool_result(self._thread_id, call.event_id, content, is_error=True)
 
-    def _failed_span(self, start_id: str, *, cut: bool = False) -> NewEvent:
-        """`cut`: not the model's fault, so it does not count as a failed try."""
-        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private={"cut": True} if cut else None)
+    def _failed_span(self, start_id: str, private: ev.Json | None = None) -> NewEvent:
+        """`private` is null for the model's own failures, which count as tries."""
+        return ev.span_end(self._thread_id, start_id, SpanUsage(), is_error=True, private=private)
 
     def _opening(self, opens_period: bool) -> list[NewEvent]:
         return ev.running(self._thread_id, self._agent["name"]) if opens_period else []

@@ -25,6 +25,8 @@ class Response:
     cost: Decimal | None
     # Tool calls whose input was not JSON: block index → the raw text.
     broken_inputs: Mapping[int, str]
+    # The model that was asked, where `model` is the one that served.
+    asked: str | None = None
 
 
 def judged_calls(response: Response, tools: Sequence[Mapping[str, Any]]) -> dict[int, Json]:
@@ -33,6 +35,7 @@ def judged_calls(response: Response, tools: Sequence[Mapping[str, Any]]) -> dict
         index: block
         for index, block in enumerate(response.content)
         if block["type"] == "tool_use"
+        and response.stop_reason != "refusal"
         and index not in response.broken_inputs
         and definitions.refusal(block["name"], tools) is None
         and policies.policy_of(block["name"], tools) == "auto"
@@ -50,9 +53,10 @@ def events_of(
 ) -> list[NewEvent]:
     """Thinking, messages and tool uses in the order of the response, then the span's end with everything private.
 
-    Neighbouring text blocks are one message. A call that may not run carries its reason in its private part. `judgements`
-    answer `judged_calls`; what they used is part of the span's usage, so that the spans add up to the session's. `event_ids`
-    are the ids that previews have already told: index of an event's first block → id.
+    Neighbouring text blocks are one message. A call that may not run carries its reason in its private part; a refused
+    response makes no calls at all. `judgements` answer `judged_calls`; what they used is part of the span's usage, so that
+    the spans add up to the session's. `event_ids` are the ids that previews have already told: index of an event's first
+    block → id.
     """
     events: list[NewEvent] = []
     text: dict[int, Json] = {}
@@ -73,8 +77,8 @@ def events_of(
         flush()
         if kind in ("thinking", "redacted_thinking"):
             events.append(new_event("agent.thinking", thread_id, event_id=event_ids.get(index)))
-        elif kind == "tool_use":
-            event = _tool_use(block, thread_id, response.broken_inputs.get(index), tools, judgements.get(index))
+        elif kind == "tool_use" and response.stop_reason != "refusal":
+            event = _tool_use(block, thread_id, _broken(response, index), tools, judgements.get(index))
             tool_use_ids[event.id] = block["id"]
             events.append(event)
     flush()
@@ -83,6 +87,7 @@ def events_of(
             "content": list(response.content),
             "usage": dict(response.usage),
             "model": response.model,
+            "asked": response.asked,
             "stop_reason": response.stop_reason,
             "stop_details": None if response.stop_details is None else dict(response.stop_details),
         },
@@ -94,6 +99,26 @@ def events_of(
         usage = usage.plus(judgement.usage)
     events.append(span_end(thread_id, start_id, usage, is_error=False, private=private))
     return events
+
+
+def compacted(response: Response, thread_id: str, start_id: str, checkpoint: Json | None) -> list[NewEvent]:
+    """The events of a summarising response: the compaction with its `checkpoint` (null when it is of no use), and its span's end.
+
+    What was spent on a useless one counts all the same, so its span is no error.
+    """
+    events = [] if checkpoint is None else [new_event("agent.thread_context_compacted", thread_id, private=checkpoint)]
+    private = {"compaction": {"useful": checkpoint is not None, "model": response.model, "usage": dict(response.usage)}}
+    usage = usage_of(response.usage, response.cost)
+    return [*events, span_end(thread_id, start_id, usage, is_error=False, private=private)]
+
+
+def _broken(response: Response, index: int) -> str | None:
+    """Why the call in block `index` has no usable input, or None."""
+    if (raw := response.broken_inputs.get(index)) is None:
+        return None
+    if response.stop_reason == "max_tokens":
+        return "The input of this call was cut off: the response reached its output limit. Make smaller calls."
+    return f"The input of this call is not valid JSON: {raw[:500]}"
 
 
 def _tool_use(
@@ -124,7 +149,7 @@ def _permission(
     """`evaluated_permission`, `evaluation`, and why the call may not run."""
     if broken is not None:
         # Nobody has to be asked about what cannot run; a client must not run it either, so it is never a custom tool use.
-        return "deny", None, f"The input of this call is not valid JSON: {broken[:500]}"
+        return "deny", None, broken
     if (refused := definitions.refusal(name, tools)) is not None:
         # Refused before any policy applied: no `evaluation`. spec: beta_managed_agents_agent_tool_use_event.py
         return "deny", None, refused
@@ -141,15 +166,20 @@ def _permission(
 def usage_of(usage: Mapping[str, Any], cost: Decimal | None) -> SpanUsage:
     """The Messages API's usage object as ours. Cache writes without a split count as 5 minute ones."""
     creation: Mapping[str, Any] = usage.get("cache_creation") or {}
-    total = usage.get("cache_creation_input_tokens") or 0
-    one_hour = creation.get("ephemeral_1h_input_tokens") or 0
-    server_tools: Mapping[str, Any] = usage.get("server_tool_use") or {}
+    total = _count(usage, "cache_creation_input_tokens")
+    one_hour = min(total, _count(creation, "ephemeral_1h_input_tokens"))
     return SpanUsage(
-        input_tokens=usage.get("input_tokens") or 0,
-        output_tokens=usage.get("output_tokens") or 0,
-        cache_read_input_tokens=usage.get("cache_read_input_tokens") or 0,
+        input_tokens=_count(usage, "input_tokens"),
+        output_tokens=_count(usage, "output_tokens"),
+        cache_read_input_tokens=_count(usage, "cache_read_input_tokens"),
         cache_5m_input_tokens=total - one_hour,
         cache_1h_input_tokens=one_hour,
-        web_searches=server_tools.get("web_search_requests") or 0,
+        web_searches=_count(usage.get("server_tool_use") or {}, "web_search_requests"),
         cost=cost,
     )
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int:
+    """A figure of the endpoint's; endpoints that only resemble the real one leave some out."""
+    value = usage.get(name)
+    return value if isinstance(value, int) and value > 0 else 0

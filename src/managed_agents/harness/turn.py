@@ -7,6 +7,9 @@ the same result, so a new owner decides exactly as the old one would have.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from managed_agents.core import limits
 from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, StoredEvent
 
 
@@ -51,8 +54,15 @@ class Turn:
     called_tools: bool = False
     # The budget stopped the thread in the midst of its turn: it goes on when the session runs again.
     paused: bool = False
-    # The model was asked since the session was last idle, however that ended.
+    # The model was asked about something that was taken up since the session was last idle, however that ended.
     begun: bool = False
+    # Responses in a row that were cut off at an output limit and have to be continued.
+    continuations: int = 0
+    # Summaries in a row without a message or a tool call of the model, and whether the newest was of no use.
+    compactions: int = 0
+    compaction_failed: bool = False
+    # The model refused the newest request because of its size.
+    too_long: bool = False
     # The calls that the newest idle event named as waiting for the client. Such an idle does not end the turn.
     blocked_on: tuple[str, ...] = ()
 
@@ -76,18 +86,27 @@ class Turn:
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":
                 self.open_span = event.id
-                self.begun = True
+                # A compaction may come before anything is taken up.
+                self.begun = self.begun or self.owes_reply
                 self.rounds += 1
             case "span.model_request_end":
                 self._span_end(event)
+            case "agent.thread_context_compacted":
+                self.compactions += 1
+                self.compaction_failed = False
+                self.too_long = False
+            case "agent.message":
+                self.compactions = 0
             case "agent.tool_use":
                 body = event.json()
                 self.called_tools = True
+                self.compactions = 0
                 refused = event.private_json().get("refused")
                 awaits = TOOL_CONFIRMATION if body["evaluated_permission"] == "ask" else None
                 self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], refused, awaits)
             case "agent.custom_tool_use":
                 body = event.json()
+                self.compactions = 0
                 self.pending[event.id] = ToolCall(event.id, body["name"], body["input"], awaits=CUSTOM_TOOL_RESULT)
             case "agent.tool_result":
                 self.pending.pop(event.json()["tool_use_id"], None)
@@ -120,6 +139,10 @@ class Turn:
         self.stop_reason = None
         self.stop_details = None
         self.called_tools = False
+        self.continuations = 0
+        self.compactions = 0
+        self.compaction_failed = False
+        self.too_long = False
 
     def _span_end(self, event: StoredEvent) -> None:
         self.open_span = None
@@ -129,12 +152,49 @@ class Turn:
             # By a crash or an interrupt: neither a try that failed nor a round.
             self.rounds -= 1
             return
+        if (compaction := private.get("compaction")) is not None:
+            self._compaction_end(useful=compaction["useful"])
+            return
+        if private.get("too_long"):
+            self.rounds -= 1
+            self.too_long = True
+            return
         if response is None:
             self.failures += 1
             return
+        self._answered(response)
+
+    def _compaction_end(self, *, useful: bool) -> None:
+        """A summary was asked for and answered: no round of the turn."""
+        self.rounds -= 1
+        self.failures = 0
+        self.failure_told = False
+        if not useful:
+            self.compactions += 1
+            self.compaction_failed = True
+
+    def _answered(self, response: dict[str, Any]) -> None:
         self.failures = 0
         self.failure_told = False
         self.stop_reason = response["stop_reason"]
         self.stop_details = response["stop_details"]
-        # The model asked to be called again with what it has said so far.
-        self.owes_reply = self.stop_reason == "pause_turn"
+        cut_off = self.stop_reason in ("max_tokens", "model_context_window_exceeded") and not self.pending
+        self.continuations = self.continuations + 1 if cut_off else 0
+        self.too_long = self.stop_reason == "model_context_window_exceeded"
+        # The model asked to be called again with what it has said so far, or could not finish.
+        self.owes_reply = self.stop_reason == "pause_turn" or 0 < self.continuations <= limits.CONTINUATIONS_IN_A_ROW_MAX
+
+
+_SNAPSHOT = TypeAdapter(Turn)
+
+
+def snapshot(turn: Turn) -> dict[str, Any]:
+    """`turn` as JSON, for a checkpoint in the log."""
+    return _SNAPSHOT.dump_python(turn, mode="json")
+
+
+def restored(value: dict[str, Any], *, seq: int) -> Turn:
+    """The turn of a checkpoint, as of event `seq`. Fields that are newer than the snapshot take their defaults."""
+    turn = _SNAPSHOT.validate_python(value)
+    turn.seq = seq
+    return turn

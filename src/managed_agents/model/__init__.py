@@ -13,6 +13,7 @@ from managed_agents.model.errors import (
     RateLimited,
     ServerFailed,
     Stalled,
+    TooLong,
 )
 from managed_agents.model.events import (
     BadToolInput,
@@ -51,6 +52,7 @@ __all__ = [
     "ServerFailed",
     "Stalled",
     "TextDelta",
+    "TooLong",
     "list_cost",
     "resolve_endpoint",
     "runtime_cost",

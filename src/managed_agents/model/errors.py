@@ -5,22 +5,36 @@ again; whether it is, and when, is the harness's decision. Invariant: neither me
 key.
 """
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, cast
 
 from managed_agents.core.errors import TransientError
 
 MESSAGE_CHARS_MAX = 2_000
+# The API has no error type of its own for it; the words are those of the real one and of servers that resemble it.
+_TOO_LONG = re.compile(r"prompt is too long|context (limit|window|length)|maximum context", re.IGNORECASE)
 
 
 class ModelError(TransientError):
-    """A model request failed. `message` and `request_id` are the upstream's, where it gave any."""
+    """A model request failed. `message` and `request_id` are the upstream's, where it gave any.
+
+    `retry_after` is how long the upstream asked to be left alone, in seconds.
+    """
 
     retryable: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, request_id: str | None = None, status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+        status: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.retry_after = retry_after
         self.request_id = request_id
         self.status = status
 
@@ -33,18 +47,7 @@ class Overloaded(ModelError):
 
 
 class RateLimited(ModelError):
-    """429. `retry_after` is what the upstream asked for, in seconds."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after: float | None = None,
-        request_id: str | None = None,
-        status: int | None = None,
-    ) -> None:
-        super().__init__(message, request_id=request_id, status=status)
-        self.retry_after = retry_after
+    """429."""
 
 
 class ServerFailed(ModelError):
@@ -65,6 +68,10 @@ class BadRequest(ModelError):
     retryable = False
 
 
+class TooLong(BadRequest):
+    """The prompt is larger than the model's context, or the request larger than the endpoint takes."""
+
+
 class Auth(ModelError):
     """401, 403: the key is not valid, or may not do this."""
 
@@ -79,7 +86,7 @@ class Billing(ModelError):
 
 _OF_TYPE: Mapping[str, type[ModelError]] = {
     "invalid_request_error": BadRequest,
-    "request_too_large": BadRequest,
+    "request_too_large": TooLong,
     "not_found_error": BadRequest,
     "authentication_error": Auth,
     "permission_error": Auth,
@@ -95,6 +102,7 @@ _OF_STATUS: Mapping[int, type[ModelError]] = {
     403: Auth,
     408: ServerFailed,
     409: ServerFailed,
+    413: TooLong,
     429: RateLimited,
     529: Overloaded,
 }
@@ -114,10 +122,9 @@ def error_of_status(
     cls = _OF_STATUS.get(status, BadRequest if status < 500 else ServerFailed)
     if kind == "billing_error":
         cls = Billing  # observed: also sent with other statuses
-    request_id = told_id or request_id
-    if cls is RateLimited:
-        return RateLimited(message, retry_after=retry_after, request_id=request_id, status=status)
-    return cls(message, request_id=request_id, status=status)
+    if cls is BadRequest and _TOO_LONG.search(message):
+        cls = TooLong
+    return cls(message, retry_after=retry_after, request_id=told_id or request_id, status=status)
 
 
 def error_of_event(body: object, *, request_id: str | None = None, secret: str = "") -> ModelError:
@@ -125,6 +132,8 @@ def error_of_event(body: object, *, request_id: str | None = None, secret: str =
     kind, message, told_id = _envelope(body)
     cls = _OF_TYPE.get(kind or "", ServerFailed)
     message = redacted(message or "The model endpoint broke the response off with an error", secret)
+    if cls is BadRequest and _TOO_LONG.search(message):
+        cls = TooLong
     return cls(message, request_id=told_id or request_id)
 
 

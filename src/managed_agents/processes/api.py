@@ -5,18 +5,20 @@ import anyio
 from managed_agents.api.app import create_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
-from managed_agents.db.listener import LOG_CHANNEL, Doorbell, listen
+from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PREVIEW_CHANNEL
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.purposes import API_KEYS
-from managed_agents.processes.settings import blob_store, key_provider
+from managed_agents.processes.settings import blob_store, key_provider, organization_limits
 from managed_agents.resources.keys.service import KeyDirectory
+from managed_agents.resources.rate_limits.limiter import Limiter
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
+from managed_agents.web.state import Capacity
 
 
 async def run(settings: Settings) -> None:
@@ -26,24 +28,38 @@ async def run(settings: Settings) -> None:
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents api")
     hub, doorbell = Hub(db), Doorbell(database_url)
     hints = Hints(hub, doorbell)
+    keys = KeyDirectory(db, key_provider(settings).derive(API_KEYS))
+    limits = organization_limits(settings)
+    limiter = Limiter(db, limits) if settings.rate_limits == "on" else None
     services = Services(
         db=db,
-        keys=KeyDirectory(db, key_provider(settings).derive(API_KEYS)),
+        keys=keys,
         blobs=blob_store(settings),
         sessions=Sessions(db, hints, web_search=settings.web_search is not None),
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,
         web_search=settings.web_search is not None,
+        rate_limits=limiter,
+        organization_limits=limits,
+        capacity=Capacity(body_bytes_max=settings.body_memory_bytes, streams_max=settings.streams),
     )
+
+    async def missed() -> None:
+        keys.forget()
+        await hub.refresh_all()
 
     async def work() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(hub.run)
             group.start_soon(doorbell.run)
-            group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all)
+            if limiter is not None:
+                group.start_soon(limiter.run)
+            group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: keys.forget}, missed)
             group.start_soon(listen, database_url, {PREVIEW_CHANNEL: hub.publish_previews})
             group.start_soon(interest.keep, db, hub.previewed)
-            async with serving(create_app(services), host=settings.host, port=settings.port):
+            async with serving(
+                create_app(services), host=settings.host, port=settings.port, connections_max=settings.connections
+            ):
                 await anyio.sleep_forever()
 
     try:

@@ -13,6 +13,9 @@ from anyio import CancelScope
 from anyio.abc import TaskStatus
 from starlette.types import ASGIApp
 
+from managed_agents.core import limits
+from managed_agents.processes.http import connection
+
 logger = logging.getLogger(__name__)
 
 HTTP_DRAIN_SECONDS = 5
@@ -30,7 +33,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[None]:
+async def serving(app: ASGIApp, *, host: str, port: int, connections_max: int) -> AsyncGenerator[None]:
     """Serve `app` while the block runs; then stop accepting, let requests finish for a while, and close.
 
     Raises:
@@ -41,15 +44,14 @@ async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[None]
         host=host,
         port=port,
         loop="none",
-        http="httptools",
+        http=connection(connections_max),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=int(limits.KEEP_ALIVE_SECONDS),
         timeout_graceful_shutdown=HTTP_DRAIN_SECONDS,
-        h11_max_incomplete_event_size=64 * 1024,
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=config.backlog)

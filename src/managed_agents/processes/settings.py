@@ -7,6 +7,7 @@ from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.blobstore.store import BlobStore
 from managed_agents.core.settings import Settings
 from managed_agents.encryption.keyring import LocalKeyProvider, MasterKeyUnreadable
+from managed_agents.web.actor import RateKind
 
 
 class CannotStart(Exception):
@@ -26,6 +27,14 @@ def blob_store(settings: Settings) -> BlobStore:
     if url.scheme != "file" or url.netloc:
         raise CannotStart(f"MANAGED_AGENTS_BLOB_STORE={settings.effective_blob_store}: only file:///absolute/path is served yet")
     return LocalBlobStore(Path(unquote(url.path)))
+
+
+def organization_limits(settings: Settings) -> dict[RateKind, int]:
+    """Requests a minute of the whole organisation."""
+    return {
+        RateKind.CREATE: settings.rate_limit_creates_per_minute,
+        RateKind.READ: settings.rate_limit_reads_per_minute,
+    }
 
 
 def key_provider(settings: Settings) -> LocalKeyProvider:

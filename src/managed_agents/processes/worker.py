@@ -21,7 +21,7 @@ from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import Hub
-from managed_agents.harness.brain import StandardHarness
+from managed_agents.harness.brain import STANDARD, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
@@ -37,6 +37,7 @@ from managed_agents.model.models import Models
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.settings import CannotStart, blob_store
 from managed_agents.reconcilers import blob_collector
+from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 SANDBOX_LOOK_SECONDS = 10.0
 ERASE_LOOK_SECONDS = 2.0
 BLOB_LOOK_SECONDS = 600.0
+IDEMPOTENCY_LOOK_SECONDS = 300.0
 LOOK_SECONDS_MAX = 300.0
 TIDY_SECONDS_MAX = 8.0
 
@@ -83,7 +85,7 @@ async def run(settings: Settings) -> None:
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
-        harness=StandardHarness(),
+        harnesses={STANDARD: StandardHarness()},
         previews=previews,
         web=web_tools(settings, client),
         jitter=random.random,
@@ -98,6 +100,7 @@ async def run(settings: Settings) -> None:
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
+            group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
             group.start_soon(
                 _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
             )
@@ -131,7 +134,7 @@ async def serving_operations(settings: Settings, db: Database) -> AsyncGenerator
     # The web framework costs half a second and 20 MB: only a worker that serves loads it.
     from managed_agents.api.health import operations_app
 
-    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port):
+    async with serving(operations_app(db), host=settings.host, port=settings.metrics_port, connections_max=settings.connections):
         yield
 
 

@@ -167,6 +167,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    async def remove(self, path: str) -> None:
+        """Remove a file of `root`, which commands cannot. Repeating is safe."""
+        ...
+
     def get(self, path: str) -> AsyncIterator[bytes]:
         """Read a file, as the commands' uid. Exhaust or close the iterator.
 

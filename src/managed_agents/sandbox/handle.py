@@ -120,6 +120,9 @@ class RunnerSandbox:
         except RunnerLost as lost:
             raise await self._broken(lost) from lost
 
+    async def remove(self, path: str) -> None:
+        await self._request({"op": "remove", "path": path})
+
     async def _broken(self, lost: RunnerLost) -> SandboxError:
         death = await self._host.death()
         return SandboxGone(death) if death is not None else SandboxError(f"the transfer broke: {lost}")

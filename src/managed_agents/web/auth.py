@@ -5,7 +5,9 @@
 3. missing beta value: 404, as if the route did not exist; unexpected values where the hosted API minds
    them: 400
 4. missing `anthropic-version`: 400
-5. `anthropic-workspace-id` that is not the key's: 403; a scope the key lacks: 403
+5. `anthropic-workspace-id` of a workspace the key may not act in: 403; a scope the key lacks: 403; an environment key where
+   none is taken: 403
+6. the rate limit: 429
 
 Every route names its actor through one of the aliases at the end; one without an actor is public on purpose.
 """
@@ -17,8 +19,10 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
+from managed_agents.core import ids
 from managed_agents.core.errors import AuthenticationFailed, InvalidRequest, NotFound, PermissionDenied
 from managed_agents.web.actor import Actor, Scope
+from managed_agents.web.rate_limits import kind_of
 from managed_agents.web.state import edge_services
 
 MANAGED_AGENTS = "managed-agents-2026-04-01"
@@ -26,7 +30,7 @@ ENVIRONMENTS_OLD = "environments-2025-11-01"
 FILES_OLD = "files-api-2025-04-14"
 SKILLS_OLD = "skills-2025-10-02"
 # spec: the values an SDK or an older client sends together with these endpoints.
-EXPECTED = frozenset({MANAGED_AGENTS, ENVIRONMENTS_OLD, FILES_OLD, SKILLS_OLD, "agent-memory-2026-07-22"})
+EXPECTED = frozenset({MANAGED_AGENTS, ENVIRONMENTS_OLD, FILES_OLD, SKILLS_OLD, "agent-memory-2026-07-22", "oauth-2025-04-20"})
 KEY_CHARS_MAX = 512
 
 
@@ -36,6 +40,7 @@ class Beta(Enum):
     REQUIRED = "the managed-agents value; anything beside it is ignored"
     REQUIRED_ONLY = "the managed-agents value; unexpected ones are refused"
     OPTIONAL = "generally available; unexpected ones are refused"
+    IGNORED = "generally available; none matters"
 
 
 def betas(request: Request) -> frozenset[str]:
@@ -50,9 +55,9 @@ def has_managed_agents_beta(request: Request) -> bool:
 
 
 def _check_betas(request: Request, rule: Beta) -> None:
-    if rule is not Beta.OPTIONAL and not has_managed_agents_beta(request):
+    if rule in (Beta.REQUIRED, Beta.REQUIRED_ONLY) and not has_managed_agents_beta(request):
         raise NotFound  # as if the route did not exist
-    if rule is Beta.REQUIRED:
+    if rule in (Beta.REQUIRED, Beta.IGNORED):
         return
     sent = betas(request)
     unexpected = sent - EXPECTED
@@ -82,26 +87,55 @@ async def _identify(request: Request) -> Actor:
     return actor
 
 
+async def _in_asked_workspace(request: Request, actor: Actor) -> Actor:
+    """Return who acts in the workspace that the request names: the key's own, or any for an organisation's administrator."""
+    asked = request.headers.get("anthropic-workspace-id")
+    if asked is None or asked == actor.workspace_id:
+        return actor
+    elsewhere = None
+    if actor.administers_organization and ids.has_prefix(asked, ids.WORKSPACE):
+        elsewhere = await edge_services(request).keys.in_workspace(actor, asked)
+    if elsewhere is None:
+        raise PermissionDenied("anthropic-workspace-id: does not match the workspace of this API key")
+    request.state.actor = elsewhere
+    return elsewhere
+
+
+async def _count(request: Request, actor: Actor) -> None:
+    limiter = edge_services(request).rate_limits
+    kind = kind_of(request.method, request.scope["route"].path)
+    if limiter is not None and kind is not None:
+        request.state.admission = await limiter.admit(actor, kind)  # the edge puts it on the answer
+
+
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """A dependency that settles who is asking and whether they may."""
+    """A dependency that settles who is asking and whether they may.
+
+    Environment keys are taken only where `environment_keys` says so; the route then limits them to their environment.
+    """
 
     needed: Scope
     rule: Beta
+    environment_keys: bool = False
 
     async def __call__(self, request: Request) -> Actor:
         actor = await _identify(request)
         _check_betas(request, self.rule)
         if not request.headers.get("anthropic-version"):
             raise InvalidRequest("anthropic-version: header is required")
-        workspace = request.headers.get("anthropic-workspace-id")
-        if workspace is not None and workspace != actor.workspace_id:
-            raise PermissionDenied("anthropic-workspace-id: does not match the workspace of this API key")
+        actor = await _in_asked_workspace(request, actor)
+        self._check_rights(actor)
+        await _count(request, actor)
+        return actor
+
+    def _check_rights(self, actor: Actor) -> None:
+        if actor.environment_id is not None and not self.environment_keys:
+            raise PermissionDenied("An environment key cannot be used for this request", error_code="api_key_scope_missing")
         if actor.scope < self.needed:
             raise PermissionDenied(
                 f"This API key lacks the scope `{self.needed.name.lower()}`", error_code="api_key_scope_missing"
             )
-        return actor
 
 
 # Agents, sessions and what belongs to them.
@@ -113,3 +147,11 @@ StrictDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.R
 # Files.
 PlainViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.OPTIONAL))]
 PlainDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.OPTIONAL))]
+# The organisation: who and how much anybody may see; keys and workspaces are the administrators'.
+OrganizationViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.IGNORED))]
+Administrator = Annotated[Actor, Depends(Authenticated(Scope.ADMIN, Beta.IGNORED))]
+# Keys of environments.
+StrictAdministrator = Annotated[Actor, Depends(Authenticated(Scope.ADMIN, Beta.REQUIRED_ONLY))]
+# Sessions, for workers too: `resources/sessions/access.py` limits these to their environment.
+WorkerViewer = Annotated[Actor, Depends(Authenticated(Scope.VIEWER, Beta.REQUIRED, environment_keys=True))]
+WorkerDeveloper = Annotated[Actor, Depends(Authenticated(Scope.DEVELOPER, Beta.REQUIRED, environment_keys=True))]

@@ -14,10 +14,11 @@ from starlette.requests import Request
 
 from managed_agents.core import limits
 from managed_agents.core.errors import InvalidRequest, TooLarge
+from managed_agents.web import intake, jsonscan
 from managed_agents.web.errors import PATH_PART_CHARS_MAX, from_validation
 
-DEPTH_MAX = 100
-VALUES_MAX = 250_000  # walking them is bounded work on the event loop
+DEPTH_MAX = limits.BODY_DEPTH_MAX
+VALUES_MAX = limits.BODY_VALUES_MAX
 INT_MAX = 2**63 - 1
 
 
@@ -62,10 +63,11 @@ async def read(request: Request, bytes_max: int) -> bytes:
     check_length(request, bytes_max)
     chunks: list[bytes] = []
     total = 0
-    async for chunk in request.stream():
+    async for chunk in intake.chunks(request):
         total += len(chunk)
         if total > bytes_max:
             raise too_large(bytes_max)
+        intake.hold(request, total)
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -107,11 +109,20 @@ def loads(raw: bytes) -> Any:
     if not raw.strip():
         raise InvalidRequest("body: a JSON object is required")
     try:
+        written = jsonscan.count_keys(raw, values_max=VALUES_MAX)
         document = orjson.loads(raw)
+    except jsonscan.TooManyValues as error:
+        raise _too_many_values() from error
     except orjson.JSONDecodeError as error:
         raise _decode_error(raw, error) from error
-    check_storable(document)
+    if check_storable(document) != written:
+        key = jsonscan.repeated_key(raw.decode())[:PATH_PART_CHARS_MAX]
+        raise InvalidRequest(f"{key or 'body'}: the key is given more than once in an object")
     return document
+
+
+def _too_many_values() -> InvalidRequest:
+    return InvalidRequest(f"body: more than {VALUES_MAX} values")
 
 
 def _decode_error(raw: bytes, error: orjson.JSONDecodeError) -> InvalidRequest:
@@ -132,21 +143,22 @@ def _decode_error(raw: bytes, error: orjson.JSONDecodeError) -> InvalidRequest:
     return InvalidRequest(message)
 
 
-def check_storable(document: object) -> None:
-    """Walk `document` without recursion and refuse what cannot be stored, naming its path."""
+def check_storable(document: object) -> int:
+    """Walk `document` without recursion and refuse what cannot be stored, naming its path. Returns how many keys it has."""
     stack: list[tuple[object, tuple[object, ...]]] = [(document, ())]
-    seen = 0
+    seen = keys = 0
     while stack:
         value, path = stack.pop()
         seen += 1
         if seen > VALUES_MAX:
-            raise InvalidRequest(f"body: more than {VALUES_MAX} values")
+            raise _too_many_values()
         if len(path) > DEPTH_MAX:
             raise InvalidRequest(f"{_dotted(path[:5])}…: nested more than {DEPTH_MAX} levels deep")
         if isinstance(value, str):
             _check_text(value, path)
         elif isinstance(value, dict):
             items = cast(dict[str, object], value)
+            keys += len(items)
             for key in items:
                 _check_text(key, (*path, key))
             stack.extend((item, (*path, key)) for key, item in items.items())
@@ -154,6 +166,7 @@ def check_storable(document: object) -> None:
             stack.extend((item, (*path, index)) for index, item in enumerate(cast(list[object], value)))
         elif isinstance(value, (int, float)) and not _is_bounded(value):
             raise InvalidRequest(f"{_dotted(path)}: number out of range")
+    return keys
 
 
 def _is_bounded(value: float) -> bool:

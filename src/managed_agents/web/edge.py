@@ -7,6 +7,8 @@ more: it is logged and the connection is cut, which the client sees as such.
 
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
@@ -17,8 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from managed_agents.core import logs
 from managed_agents.core.errors import ApiError
 from managed_agents.core.ids import REQUEST, new_id
+from managed_agents.web import intake
 from managed_agents.web.actor import Actor
 from managed_agents.web.errors import as_api_error, envelope, internal_error
+from managed_agents.web.state import Admission
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], *_headers(request_id, state.get("actor"))]
+                message["headers"] = [*message["headers"], *_headers(request_id, state)]
                 _observe(scope, message["status"], time.perf_counter() - began)
             await send(message)
 
@@ -87,14 +91,20 @@ class Edge:
                 log.warning("refused for lack of capacity", extra={"path": scope["path"], "cause": repr(error)})
             await error_response(answer, request_id)(scope, receive, annotate)
         finally:
+            intake.release(scope)
             logs.request_id.reset(token)
 
 
-def _headers(request_id: str, actor: Actor | None) -> list[tuple[bytes, bytes]]:
+def _headers(request_id: str, state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Return what the edge learned about a request: its id, whose key it was, what is left of the rate limit."""
     headers = [(b"request-id", request_id.encode())]
+    actor: Actor | None = state.get("actor")
+    admission: Admission | None = state.get("admission")
     if actor is not None:
         headers.append((b"anthropic-organization-id", actor.organization_id.encode()))
         headers.append((b"anthropic-workspace-id", actor.workspace_id.encode()))
+    if admission is not None:
+        headers.extend((name.encode(), value.encode()) for name, value in admission.headers().items())
     return headers
 
 

@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from managed_agents.core.errors import InvalidRequest
-from managed_agents.web import body
+from managed_agents.web import body, intake
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -156,7 +156,7 @@ async def _events(request: Request, boundary: bytes, bytes_max: int) -> AsyncGen
     except FormParserError as error:
         raise InvalidRequest("content-type: multipart boundary is too long") from error
     total = 0
-    async for chunk in request.stream():
+    async for chunk in intake.chunks(request):
         total += len(chunk)
         if total > bytes_max + OVERHEAD_BYTES_MAX:
             raise body.too_large(bytes_max)

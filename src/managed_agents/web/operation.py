@@ -39,6 +39,7 @@ class Shape(Enum):
     OBJECT = "one object"
     PAGE = "data, and next_page unless it is the last page"
     PAGE_BOTH_WAYS = "data, next_page and prev_page"
+    PAGE_OF_OBJECTS = "data, has_more and the ids at both ends"
     PAGE_OF_FILES = "data and the cursors of current and older SDKs"
     LIST = "data"
     STREAM = "server-sent events"

@@ -33,6 +33,7 @@ def refused(answer: httpx.Response, status: int, error_type: str, message: str) 
     assert body["error"]["message"].startswith(message), body
 
 
+@pytest.mark.requirement("CNV-024", "CNV-028", "CNV-032", "CNV-066", "OBS-020", "OBS-021")
 async def test_the_checks_come_in_the_hosted_order(raw: httpx.AsyncClient, served: Served) -> None:
     refused(await raw.post("/v1/nothing"), 404, "not_found_error", "not found")
     refused(await raw.post("/v1/agents", content=b"{"), 401, "authentication_error", "Authentication failed")
@@ -51,7 +52,7 @@ async def test_the_checks_come_in_the_hosted_order(raw: httpx.AsyncClient, serve
     refused(answer, 400, "invalid_request_error", "body: invalid JSON")
 
 
-@pytest.mark.requirement("CNV-001")
+@pytest.mark.requirement("CNV-001", "CNV-026")
 async def test_keys_come_in_either_header(raw: httpx.AsyncClient, served: Served) -> None:
     headers = served.headers(without="x-api-key")
     bearer = {"authorization": f"Bearer {served.caller.secret}"}
@@ -67,6 +68,7 @@ async def test_keys_come_in_either_header(raw: httpx.AsyncClient, served: Served
         assert "anthropic-workspace-id" not in answer.headers
 
 
+@pytest.mark.requirement("CNV-025")
 async def test_a_workspace_header_must_match(raw: httpx.AsyncClient, served: Served) -> None:
     right = served.headers() | {"anthropic-workspace-id": served.caller.workspace_id}
     assert (await raw.get("/v1/agents", headers=right)).status_code == 200
@@ -74,6 +76,7 @@ async def test_a_workspace_header_must_match(raw: httpx.AsyncClient, served: Ser
     refused(await raw.get("/v1/agents", headers=wrong), 403, "permission_error", "anthropic-workspace-id: ")
 
 
+@pytest.mark.requirement("CNV-029", "OBS-022", "OBS-048")
 async def test_unexpected_beta_values_matter_on_environments_and_files(raw: httpx.AsyncClient, served: Served) -> None:
     unknown = served.headers(anthropic_beta="managed-agents-2026-04-01,made-up-2026-01-01")
     both = served.headers(anthropic_beta="managed-agents-2026-04-01,environments-2025-11-01")
@@ -89,6 +92,7 @@ async def test_unexpected_beta_values_matter_on_environments_and_files(raw: http
     assert (await raw.get("/v1/files", headers=older)).status_code == 200
 
 
+@pytest.mark.requirement("CNV-027", "CNV-033")
 async def test_scopes_are_checked(raw: httpx.AsyncClient, served: Served) -> None:
     made = await keys.create(
         served.services.db,
@@ -183,7 +187,21 @@ BAD_AGENTS: list[tuple[str, bytes]] = [
 ]
 
 
-@pytest.mark.requirement("AGT-002", "AGT-003")
+@pytest.mark.requirement(
+    "AGT-002",
+    "AGT-003",
+    "AGT-026",
+    "AGT-029",
+    "AGT-031",
+    "AGT-032",
+    "CNV-022",
+    "CNV-031",
+    "CNV-050",
+    "CNV-057",
+    "CNV-058",
+    "CNV-059",
+    "OBS-036",
+)
 @pytest.mark.parametrize(("message", "content"), BAD_AGENTS, ids=[message[:60] for message, _ in BAD_AGENTS])
 async def test_bad_bodies_name_the_field_and_change_nothing(
     raw: httpx.AsyncClient, served: Served, message: str, content: bytes
@@ -195,6 +213,7 @@ async def test_bad_bodies_name_the_field_and_change_nothing(
     assert listed.json() == {"data": []}
 
 
+@pytest.mark.requirement("AGT-038", "AGT-040", "AGT-042", "CNV-020")
 async def test_bad_updates_change_nothing(client: AsyncAnthropic, raw: httpx.AsyncClient, served: Served) -> None:
     agent = await client.beta.agents.create(name="A", model="m", metadata={"a": "1"})
     for message, fields in (
@@ -234,6 +253,7 @@ BAD_QUERIES = [
 ]
 
 
+@pytest.mark.requirement("CNV-023", "CNV-038", "CNV-063")
 @pytest.mark.parametrize(("message", "query"), BAD_QUERIES)
 async def test_bad_queries_name_the_parameter(raw: httpx.AsyncClient, served: Served, message: str, query: str) -> None:
     answer = await raw.get(f"/v1/agents?{query}", headers=served.headers())
@@ -241,7 +261,7 @@ async def test_bad_queries_name_the_parameter(raw: httpx.AsyncClient, served: Se
     refused(answer, 400, "invalid_request_error", expected)
 
 
-@pytest.mark.requirement("CNV-002")
+@pytest.mark.requirement("CNV-002", "CNV-042", "OBS-035")
 async def test_beta_in_the_query_is_ignored_and_other_lists_cursors_are_not_taken(
     client: AsyncAnthropic, raw: httpx.AsyncClient, served: Served
 ) -> None:
@@ -256,6 +276,7 @@ async def test_beta_in_the_query_is_ignored_and_other_lists_cursors_are_not_take
     assert "next_page" not in last.json()
 
 
+@pytest.mark.requirement("CNV-034")
 async def test_a_body_above_the_bound_is_refused_however_it_is_sent(raw: httpx.AsyncClient, served: Served) -> None:
     block = b" " * (1024 * 1024)
 
@@ -268,6 +289,7 @@ async def test_a_body_above_the_bound_is_refused_however_it_is_sent(raw: httpx.A
         refused(answer, 413, "request_too_large", "Request exceeds the maximum size of 32 MB")
 
 
+@pytest.mark.requirement("AGT-024", "CNV-033", "CNV-060", "CNV-061")
 async def test_nothing_of_the_framework_shows(raw: httpx.AsyncClient, served: Served) -> None:
     headers = served.headers()
     refused(await raw.put("/v1/agents", headers=headers), 405, "invalid_request_error", "method not allowed")
@@ -288,6 +310,7 @@ async def test_nothing_of_the_framework_shows(raw: httpx.AsyncClient, served: Se
     refused(answer, 400, "invalid_request_error", "content-encoding: ")
 
 
+@pytest.mark.requirement("CNV-035")
 async def test_a_bug_is_a_bare_500(raw: httpx.AsyncClient, served: Served, caplog: pytest.LogCaptureFixture) -> None:
     async with served.services.db.transaction() as tx:
         await tx.execute(text("DROP TABLE agent_versions"))
@@ -310,6 +333,7 @@ async def test_health_and_metrics(raw: httpx.AsyncClient, served: Served) -> Non
     assert (answer.status_code, answer.json()["status"]) == (503, "unready")
 
 
+@pytest.mark.requirement("CNV-026")
 async def test_keys_are_cached_and_revoked(raw: httpx.AsyncClient, served: Served) -> None:
     services: Services = served.services
     directory = services.keys

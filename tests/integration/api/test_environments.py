@@ -18,7 +18,7 @@ EMPTY = {"type": "packages", "apt": [], "cargo": [], "gem": [], "go": [], "npm":
 CLOUD = {"type": "cloud", "networking": {"type": "unrestricted"}, "packages": EMPTY}
 
 
-@pytest.mark.requirement("ENV-001")
+@pytest.mark.requirement("ENV-001", "ENV-020", "ENV-032")
 async def test_a_name_is_enough(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     shown = made.to_dict()
@@ -27,6 +27,7 @@ async def test_a_name_is_enough(client: AsyncAnthropic) -> None:
     assert await client.beta.environments.retrieve(made.id) == made
 
 
+@pytest.mark.requirement("ENV-022", "ENV-023", "ENV-024", "ENV-026")
 async def test_updates_merge(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(
         name="e",
@@ -42,6 +43,7 @@ async def test_updates_merge(client: AsyncAnthropic) -> None:
     assert cleared.description is None
 
 
+@pytest.mark.requirement("CNV-036", "ENV-021")
 async def test_a_taken_name_is_a_conflict_until_archived(client: AsyncAnthropic) -> None:
     first = await client.beta.environments.create(name="e")
     other = await client.beta.environments.create(name="f")
@@ -54,6 +56,7 @@ async def test_a_taken_name_is_a_conflict_until_archived(client: AsyncAnthropic)
     assert (await client.beta.environments.create(name="e")).id != first.id
 
 
+@pytest.mark.requirement("CNV-044", "ENV-027")
 async def test_archiving_is_final(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     archived = await client.beta.environments.archive(made.id)
@@ -66,6 +69,7 @@ async def test_archiving_is_final(client: AsyncAnthropic) -> None:
     assert [shown.id async for shown in client.beta.environments.list(include_archived=True)] == [made.id]
 
 
+@pytest.mark.requirement("CNV-053", "ENV-028")
 async def test_deleting(client: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     deleted = await client.beta.environments.delete(made.id)
@@ -75,6 +79,7 @@ async def test_deleting(client: AsyncAnthropic) -> None:
     assert missing.value.body["error"]["details"] == {"error_code": "environment_not_found"}  # pyright: ignore
 
 
+@pytest.mark.requirement("ENV-029")
 async def test_an_environment_in_use_is_not_deleted(client: AsyncAnthropic, served: Served) -> None:
     made = await client.beta.environments.create(name="e")
     async with served.services.db.transaction() as tx:
@@ -85,11 +90,13 @@ async def test_an_environment_in_use_is_not_deleted(client: AsyncAnthropic, serv
     assert await client.beta.environments.retrieve(made.id) == made
 
 
+@pytest.mark.requirement("ENV-031")
 async def test_lists_page_newest_first(client: AsyncAnthropic) -> None:
     made = [await client.beta.environments.create(name=f"e{index}") for index in range(5)]
     assert [shown async for shown in client.beta.environments.list(limit=2)] == made[::-1]
 
 
+@pytest.mark.requirement("CNV-055")
 async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: AsyncAnthropic) -> None:
     made = await client.beta.environments.create(name="e")
     await stranger.beta.environments.create(name="e")
@@ -108,9 +115,18 @@ async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: 
     assert await client.beta.environments.retrieve(made.id) == made
 
 
+LIMITED: dict[str, Any] = {"type": "limited"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("config.type: ", {"config": {"type": "self_hosted"}}),
-    ("config.networking.type: ", {"config": {"type": "cloud", "networking": {"type": "limited"}}}),
+    ("config.networking.allowed_hosts: ", {"config": {"type": "cloud", "networking": {**LIMITED, "allowed_hosts": ["a.b"]}}}),
+    (
+        "config.networking.allow_mcp_servers: ",
+        {"config": {"type": "cloud", "networking": {**LIMITED, "allow_mcp_servers": True}}},
+    ),
+    (
+        "config.networking.allow_package_managers: ",
+        {"config": {"type": "cloud", "networking": {**LIMITED, "allow_package_managers": True}}},
+    ),
     ("config.packages.pip: ", {"config": {"type": "cloud", "packages": {"pip": ["x"]}}}),
     ("scope: ", {"scope": "account"}),
 ]
@@ -129,6 +145,28 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, pat
     assert [shown async for shown in client.beta.environments.list()] == [made]
 
 
+@pytest.mark.requirement("ENV-039")
+async def test_limited_without_exceptions(client: AsyncAnthropic) -> None:
+    shown = {"type": "limited", "allow_mcp_servers": False, "allow_package_managers": False, "allowed_hosts": []}
+    made = await client.beta.environments.create(name="e", config={"type": "cloud", "networking": {"type": "limited"}})
+    assert made.to_dict()["config"] == {**CLOUD, "networking": shown}
+    null: Any = {"type": "limited", "allow_mcp_servers": None, "allow_package_managers": None, "allowed_hosts": None}
+    for same in ({"type": "cloud"}, {"type": "cloud", "networking": None}, {"type": "cloud", "networking": null}):
+        kept = await client.beta.environments.update(made.id, config=same)  # pyright: ignore
+        assert kept.config == made.config
+    opened = await client.beta.environments.update(made.id, config={"type": "cloud", "networking": {"type": "unrestricted"}})
+    assert opened.to_dict()["config"] == CLOUD
+
+
+@pytest.mark.requirement("ENV-042")
+async def test_the_type_of_a_config_is_for_life(client: AsyncAnthropic) -> None:
+    made = await client.beta.environments.create(name="e")
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await client.beta.environments.update(made.id, config={"type": "self_hosted"})
+    assert refused.value.body["error"]["details"] == {"error_code": "invalid_config_type_change"}  # pyright: ignore
+
+
+@pytest.mark.requirement("ENV-025")
 async def test_metadata_limits_have_their_own_code(client: AsyncAnthropic) -> None:
     too_many = {str(index): "x" for index in range(17)}
     for bad in (too_many, {"k" * 65: "x"}, {"k": "x" * 513}, {"": "x"}):
@@ -137,6 +175,7 @@ async def test_metadata_limits_have_their_own_code(client: AsyncAnthropic) -> No
         assert refused.value.body["error"]["details"] == {"error_code": "invalid_metadata"}  # pyright: ignore
 
 
+@pytest.mark.requirement("ENV-030")
 async def test_a_session_may_use_a_live_environment_of_its_workspace(client: AsyncAnthropic, served: Served) -> None:
     made = await client.beta.environments.create(name="e")
     mine, theirs = served.caller.workspace_id, served.stranger.workspace_id
@@ -148,3 +187,14 @@ async def test_a_session_may_use_a_live_environment_of_its_workspace(client: Asy
     async with served.services.db.transaction() as tx:
         with pytest.raises(InvalidRequest, match=r"environment_id: .* archived"):
             await usable_for_session(tx, mine, made.id)
+
+
+@pytest.mark.requirement("ENV-907")
+async def test_texts_are_bounded(client: AsyncAnthropic) -> None:
+    made = await client.beta.environments.create(name="n" * 256, description="d" * 2048)
+    assert (len(made.name), len(made.description or "")) == (256, 2048)
+    for field, bad in (("name", {"name": "n" * 257}), ("description", {"name": "x", "description": "d" * 2049})):
+        with pytest.raises(anthropic.BadRequestError, match=field):
+            await client.beta.environments.create(**bad)
+    with pytest.raises(anthropic.BadRequestError, match="name"):
+        await client.beta.environments.update(made.id, name="")

@@ -37,6 +37,7 @@ async def content(served: Served, blob: BlobRef) -> bytes:
     return b"".join([chunk async for chunk in served.services.blobs.open(blob)])
 
 
+@pytest.mark.requirement("OBS-032", "OBS-038")
 async def test_an_upload_comes_back_as_metadata_only(client: AsyncAnthropic, served: Served) -> None:
     data = bytes(range(256)) * 20_000
     made = await client.beta.files.upload(file=("dir/data.csv", data, "text/csv"))
@@ -90,6 +91,7 @@ async def test_expiry_takes_the_bytes_and_later_the_metadata(client: AsyncAnthro
         await client.beta.files.retrieve_metadata(made.id)
 
 
+@pytest.mark.requirement("CNV-046")
 async def test_both_styles_of_pages(client: AsyncAnthropic, raw: httpx.AsyncClient, served: Served) -> None:
     made = [(await client.beta.files.upload(file=(f"f{index}", b"1"))).id for index in range(5)][::-1]
     assert [file.id async for file in client.beta.files.list(limit=2)] == made
@@ -121,6 +123,7 @@ async def test_ids_select_and_drop_the_unknown(client: AsyncAnthropic) -> None:
         await client.beta.files.list(ids=[f"file_{index}" for index in range(101)])
 
 
+@pytest.mark.requirement("OBS-039")
 async def test_copies_and_outputs_belong_to_their_session(client: AsyncAnthropic, served: Served) -> None:
     db, workspace_id, session_id = served.services.db, served.caller.workspace_id, new_id(SESSION)
     original = await client.beta.files.upload(file=("data.csv", b"1,2"))
@@ -158,6 +161,7 @@ async def test_copies_and_outputs_belong_to_their_session(client: AsyncAnthropic
     assert [file async for file in client.beta.files.list(scope_id=session_id, betas=[BETA])] == []
 
 
+@pytest.mark.requirement("CNV-030")
 async def test_the_session_filter_is_gated_and_checked(client: AsyncAnthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="scope_id: requires"):
         await client.beta.files.list(scope_id="sesn_1")
@@ -165,6 +169,7 @@ async def test_the_session_filter_is_gated_and_checked(client: AsyncAnthropic) -
         await client.beta.files.list(scope_id="agent_1", betas=[BETA])
 
 
+@pytest.mark.requirement("CNV-055")
 async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: AsyncAnthropic) -> None:
     made = await client.beta.files.upload(file=("a", b"1"))
     texts: set[str] = set()
@@ -208,6 +213,7 @@ async def test_bad_forms_are_refused(raw: httpx.AsyncClient, served: Served, mes
     assert (await raw.get("/v1/files", headers=served.headers())).json()["data"] == []
 
 
+@pytest.mark.requirement("CNV-037")
 async def test_an_upload_too_large_leaves_nothing(
     raw: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

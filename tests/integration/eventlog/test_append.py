@@ -57,6 +57,7 @@ async def row(db: Database, table: str, row_id: str) -> Any:
         return (await tx.execute(text(f"SELECT * FROM {table} WHERE id = :id"), {"id": row_id})).one()
 
 
+@pytest.mark.requirement("OBS-023")
 async def test_concurrent_appends_leave_no_gap_and_processed_at_strictly_rises(db: Database) -> None:
     workspace_id = await sessions.workspace(db)
     targets = [await sessions.session(db, workspace_id, owner=OWNER, epoch=3) for _ in range(5)]
@@ -103,6 +104,7 @@ async def test_a_stale_epoch_a_foreign_owner_and_a_deleted_session_fail_only_the
     assert len(await rows(db, good)) == 2
 
 
+@pytest.mark.requirement("OBS-045")
 async def test_the_resting_step_is_refused_when_input_moved(db: Database) -> None:
     session_id, thread_id = await owned(db)
     async with appender(db) as writer:
@@ -118,6 +120,7 @@ async def test_the_resting_step_is_refused_when_input_moved(db: Database) -> Non
     assert (stored.status, stored.owner, stored.handled_seq) == ("idle", None, 1)
 
 
+@pytest.mark.requirement("EVT-030")
 async def test_taking_up_a_queued_event_moves_it_under_its_id_and_only_once(db: Database) -> None:
     session_id, thread_id = await owned(db)
     async with db.transaction() as tx:
@@ -233,6 +236,7 @@ async def test_events_that_cannot_be_folded_fail_alone(db: Database) -> None:
     assert len(await rows(db, session_id)) == 2
 
 
+@pytest.mark.requirement("EVT-067")
 async def test_bodies_may_hold_what_jsonb_refuses(db: Database) -> None:
     session_id, thread_id = await owned(db)
     words = "nul \x00 and \U0001f600"

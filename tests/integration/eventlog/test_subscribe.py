@@ -112,6 +112,7 @@ async def listed(process: Process, session_id: str) -> list[dict[str, object]]:
         return [event.json() for event in await read.after(tx, session_id, 0, limit=10_000)]
 
 
+@pytest.mark.requirement("EVT-094")
 async def test_two_processes_deliver_the_same_log_to_early_and_late_readers(database_url: str) -> None:
     async with process(database_url) as one, process(database_url) as two:
         session_id, thread_id = await sessions.session(one.db, await sessions.workspace(one.db))
@@ -162,6 +163,7 @@ async def test_a_hole_is_filled_from_the_table_and_a_slow_reader_loses_nothing(
         assert reader.events == await listed(one, session_id)
 
 
+@pytest.mark.requirement("EVT-030")
 async def test_a_queued_event_shows_null_first_and_never_after_its_logged_form(database_url: str) -> None:
     async with process(database_url) as one:
         session_id, thread_id = await sessions.session(one.db, await sessions.workspace(one.db))
@@ -181,6 +183,7 @@ async def test_a_queued_event_shows_null_first_and_never_after_its_logged_form(d
         assert [e["processed_at"] is None for e in late.events] == [False]
 
 
+@pytest.mark.requirement("EVT-058")
 async def test_streams_end_after_deletion_and_after_termination(database_url: str) -> None:
     async with process(database_url) as one, process(database_url) as two:
         workspace_id = await sessions.workspace(one.db)
@@ -202,6 +205,7 @@ async def test_streams_end_after_deletion_and_after_termination(database_url: st
         assert [e["type"] for e in second.events][-1] == "session.status_terminated"
 
 
+@pytest.mark.requirement("OBS-044")
 async def test_silence_is_broken_by_pings_and_shutdown_ends_every_stream(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

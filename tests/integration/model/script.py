@@ -30,6 +30,7 @@ REPLIES = {
     "event overloaded": [text("half"), fail(529)],
     "event rate": [text("half"), fail(429)],
     "event invalid": [text("half"), fail(400, "bad")],
+    "event too long": [text("half"), fail(400, "prompt is too long: 9 tokens > 8 maximum")],
     "event api": [text("half"), fail(500)],
     "slow": [pace(seconds_per_delta=0.05), text("0123456789abcdef" * 200)],
 }

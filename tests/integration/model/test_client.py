@@ -31,6 +31,7 @@ from managed_agents.model import (
     ServerFailed,
     Stalled,
     TextDelta,
+    TooLong,
 )
 
 from .conftest import KEY
@@ -138,12 +139,13 @@ async def test_refusal_details_arrive(client: AnthropicModelClient) -> None:
         ("billing", Billing, 402, False),
         ("auth", Auth, 401, False),
         ("forbidden", Auth, 403, False),
-        ("large", BadRequest, 413, False),
+        ("large", TooLong, 413, False),
         ("unprocessable", BadRequest, 422, False),
         ("event overloaded", Overloaded, None, True),
         ("event rate", RateLimited, None, True),
         ("event invalid", BadRequest, None, False),
         ("event api", ServerFailed, None, True),
+        ("event too long", TooLong, None, False),
         ("cut first", Cut, None, True),
         ("cut inside", Cut, None, True),
     ],
@@ -157,8 +159,7 @@ async def test_every_failure_has_its_class(
     assert failed.request_id is not None
     if status is not None:
         assert failed.message == f"scripted {said} for key [key]"
-    if isinstance(failed, RateLimited):
-        assert failed.retry_after == (3 if status else None)
+    assert failed.retry_after == (3 if status else None)
 
 
 async def test_what_the_upstream_refuses_is_a_bad_request(client: AnthropicModelClient) -> None:

@@ -110,6 +110,7 @@ async def test_cancel_ends_a_running_call(bench: Bench, sandbox: Sandbox, name: 
         await sandbox.cancel("never", 1)
 
 
+@pytest.mark.requirement("ENV-037")
 async def test_stop_keeps_files_outcomes_and_the_epoch(bench: Bench, sandbox: Sandbox) -> None:
     kept = Call("kept", 3, "bash", {"command": "echo durable > f; cat f"}, 60)
     await sandbox.execute(kept)
@@ -138,6 +139,7 @@ async def _until_gone(sandbox: Sandbox, call: Call) -> None:
         await sandbox.execute(call)
 
 
+@pytest.mark.requirement("ENV-036")
 async def test_a_dead_sandbox_is_gone(bench: Bench) -> None:
     sandbox = await bench.backend().provision(bench.spec())
     await sandbox.destroy()
@@ -201,6 +203,7 @@ async def test_put_and_get(sandbox: Sandbox) -> None:
         assert await sandbox.listing("/mnt/session/outputs") == []
 
 
+@pytest.mark.requirement("ENV-034")
 @only(*ISOLATED)
 async def test_uploads_are_read_only_for_commands(sandbox: Sandbox) -> None:
     await sandbox.put("/mnt/session/uploads/a/b.txt", b"given", "root", 0o444)
@@ -215,6 +218,21 @@ async def test_uploads_are_read_only_for_commands(sandbox: Sandbox) -> None:
     for path in ("/workspace/x", "/mnt/session/uploads/../../../workspace/x", "/etc/x", "relative"):
         with pytest.raises(SandboxError):
             await sandbox.put(path, b"", "root")
+
+
+async def test_uploads_can_be_removed(sandbox: Sandbox) -> None:
+    for name in ("gone.txt", "kept.txt"):
+        await sandbox.put(f"/mnt/session/uploads/r/{name}", b"given", "root", 0o444)
+    for _ in range(2):
+        await sandbox.remove("/mnt/session/uploads/r/gone.txt")
+    await sandbox.remove("/mnt/session/uploads/never/was.txt")
+    assert "kept.txt" in [entry.path for entry in await sandbox.listing("/mnt/session/uploads/r")]
+    assert "gone.txt" not in [entry.path for entry in await sandbox.listing("/mnt/session/uploads/r")]
+    await sandbox.put("/workspace/mine.txt", b"", "agent")
+    for path in ("/workspace/mine.txt", "/mnt/session/uploads/../../../workspace/mine.txt", "/mnt/session/uploads/r"):
+        with pytest.raises(SandboxError):
+            await sandbox.remove(path)
+    assert [entry.path for entry in await sandbox.listing("/workspace")] == ["mine.txt"]
 
 
 async def test_snapshot_holds_the_files(sandbox: Sandbox) -> None:

@@ -103,6 +103,7 @@ END
         assert f"{name} -1 1\n" in shown
 
 
+@pytest.mark.requirement("ENV-906")
 @only("docker", "docker-volume")
 async def test_ordinary_work_is_possible(bench: Bench) -> None:
     sandbox = await bench.backend().provision(bench.spec())

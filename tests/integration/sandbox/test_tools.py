@@ -16,6 +16,7 @@ Run = Callable[..., Any]
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 
 
+@pytest.mark.requirement("ENV-033")
 async def test_bash_keeps_directory_and_variables(run: Run) -> None:
     await run("bash", command="mkdir -p /tmp/keep && cd /tmp/keep && X=5 && f() { echo f$X; }")
     assert text(await run("bash", command="pwd; echo $X; f")) == "/tmp/keep\n5\nf5\n"
@@ -78,6 +79,7 @@ async def test_bash_takes_a_long_script(run: Run) -> None:
         assert text(await run("bash", command=script)).strip() == "200001"
 
 
+@pytest.mark.requirement("OBS-043")
 async def test_large_output_is_a_preview_and_a_file_the_command_can_read(run: Run) -> None:
     outcome = await run("bash", command="seq 1 200000")
     shown = text(outcome)
@@ -97,6 +99,7 @@ async def test_output_just_below_the_bound_is_whole(run: Run) -> None:
     assert over.spill_path is not None
 
 
+@pytest.mark.requirement("OBS-043")
 @only(*(kind for kind in KINDS if kind not in SIZED))  # on a sized disk the disk's bound is hit first: test_disk_is_bounded
 async def test_endless_output_is_bounded(run: Run) -> None:
     outcome = await run("bash", command="head -c 70000000 /dev/zero | tr '\\0' y")
@@ -179,6 +182,7 @@ async def test_read_refuses(run: Run, arguments: dict[str, Any], reason: str) ->
     assert reason in text(outcome)
 
 
+@pytest.mark.requirement("OBS-042")
 async def test_glob_is_newest_first_and_recurses(run: Run) -> None:
     await run("bash", command="rm -rf g; mkdir -p g/sub && cd g && "
               "touch -d '3 hours ago' old.py && touch -d '1 hour ago' sub/new.py && touch x.txt")  # fmt: skip
@@ -192,6 +196,7 @@ async def test_glob_is_newest_first_and_recurses(run: Run) -> None:
     assert len(text(await run("glob", pattern="g/many/*")).split("\n")) == 100
 
 
+@pytest.mark.requirement("OBS-049")
 async def test_grep(run: Run) -> None:
     script = (
         "rm -rf s; mkdir s && cd s && echo needle one > a; echo other > b; yes needle | head -20000 > c; "

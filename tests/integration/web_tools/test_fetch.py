@@ -46,7 +46,7 @@ async def refused(url: str, code: str, *, client: GuardedClient | None = None, *
     return str(error.value)
 
 
-@pytest.mark.requirement("TLS-101")
+@pytest.mark.requirement("WEB-101")
 @pytest.mark.parametrize(
     ("name", "shown", "absent"),
     [
@@ -79,7 +79,7 @@ async def test_a_pdf_is_a_document(site: str) -> None:
     await refused(f"{site}/page/no-pdf", "unsupported_content_type")
 
 
-@pytest.mark.requirement("TLS-102")
+@pytest.mark.requirement("WEB-102")
 async def test_text_is_cut_at_the_tokens_allowed(site: str) -> None:
     text = (await fetch(f"{site}/page/long", max_content_tokens=100))["text"]
     assert 400 < len(text) < 700
@@ -103,7 +103,7 @@ async def test_trouble_has_a_code(site: str, path: str, code: str) -> None:
     await refused(f"{site}{path}", code)
 
 
-@pytest.mark.requirement("TLS-103")
+@pytest.mark.requirement("WEB-103")
 @pytest.mark.parametrize("path", ["/endless", "/page/bomb"])
 async def test_huge_bodies_are_cut(site: str, path: str) -> None:
     text = (await fetch(f"{site}{path}"))["text"]
@@ -111,13 +111,13 @@ async def test_huge_bodies_are_cut(site: str, path: str) -> None:
     assert "Only the first 2097152 bytes" in text
 
 
-@pytest.mark.requirement("TLS-103")
+@pytest.mark.requirement("WEB-103")
 async def test_slow_bodies_are_given_up(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarded_http, "FETCH_SECONDS_MAX", 0.5)
     assert "within" in await refused(f"{site}/slow", "url_not_accessible")
 
 
-@pytest.mark.requirement("TLS-104")
+@pytest.mark.requirement("WEB-104")
 @pytest.mark.parametrize(
     "host",
     [
@@ -149,7 +149,7 @@ async def test_wrong_input_is_told() -> None:
         await tool.run({"url": "http://example.com/" + "x" * 3000}, {}, no_urls)
 
 
-@pytest.mark.requirement("TLS-104")
+@pytest.mark.requirement("WEB-104")
 async def test_redirects_are_checked_one_by_one(site: str) -> None:
     port = urlsplit(site).port
     names = Names(public_test=[["127.0.0.1"]], inside_test=[["127.0.0.2"]])
@@ -165,7 +165,7 @@ async def test_redirects_are_checked_one_by_one(site: str) -> None:
     assert "redirects" in await refused(f"http://public.test:{port}/loop", "url_not_accessible", client=client)
 
 
-@pytest.mark.requirement("TLS-105")
+@pytest.mark.requirement("WEB-105")
 async def test_a_name_that_changes_its_mind_gains_nothing(site: str) -> None:
     port = urlsplit(site).port
     names = Names(rebind_test=[["127.0.0.1"], ["127.0.0.2"]])
@@ -190,7 +190,7 @@ async def test_nobody_answers() -> None:
     await refused("http://unknown.test/", "url_not_accessible", client=client)
 
 
-@pytest.mark.requirement("TLS-106")
+@pytest.mark.requirement("WEB-106")
 @pytest.mark.parametrize(
     ("config", "host", "allowed"),
     [

@@ -23,6 +23,7 @@ def folded(*events: tuple[str, float, SpanUsage | None]) -> tuple[SessionState, 
     return session, thread
 
 
+@pytest.mark.requirement("SES-035")
 def test_running_time_is_a_sum_of_periods_plus_the_open_one() -> None:
     session, thread = folded(
         ("session.status_running", 0, None),
@@ -40,6 +41,7 @@ def test_running_time_is_a_sum_of_periods_plus_the_open_one() -> None:
     assert thread.started_at == at(0)
 
 
+@pytest.mark.requirement("SES-035")
 def test_two_threads_at_once_count_once_for_the_session_and_twice_for_its_threads() -> None:
     session, first, second = SessionState(), ThreadState(), ThreadState()
     fold.apply(session, None, "session.status_running", at(0), None)
@@ -50,6 +52,7 @@ def test_two_threads_at_once_count_once_for_the_session_and_twice_for_its_thread
     assert session.threads_active_until(at(5)) == 4 + 3
 
 
+@pytest.mark.requirement("SES-033")
 def test_usage_adds_up_and_an_unknown_price_stays_unknown() -> None:
     priced = SpanUsage(10, 5, 3, 2, 1, 1, Decimal("0.0001"))
     session, thread = folded(("span.model_request_end", 1, priced), ("span.model_request_end", 2, priced))
@@ -62,6 +65,7 @@ def test_usage_adds_up_and_an_unknown_price_stays_unknown() -> None:
     assert "list_cost" not in fold.usage_json(session.totals, 0, measured=True, runtime=True)
 
 
+@pytest.mark.requirement("SES-034")
 def test_running_time_is_part_of_the_sessions_cost_only() -> None:
     session, _ = folded(("span.model_request_end", 1, SpanUsage(cost=Decimal("0.10"))))
     hour = fold.usage_json(session.totals, 3600, measured=True, runtime=True)
@@ -70,6 +74,7 @@ def test_running_time_is_part_of_the_sessions_cost_only() -> None:
     assert thread["list_cost"] == {"amount": "10", "currency": "USD"}
 
 
+@pytest.mark.requirement("SES-040")
 def test_terminated_stays_terminated() -> None:
     session, thread = folded(("session.status_terminated", 1, None))
     with pytest.raises(AssertionError):

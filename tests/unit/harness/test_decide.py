@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import orjson
+import pytest
+
 from managed_agents.core import limits
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage
 from managed_agents.harness.decide import (
     CloseSpan,
+    Compact,
     GoIdle,
     Interrupt,
     Park,
@@ -18,8 +22,8 @@ from managed_agents.harness.decide import (
     backoff_seconds,
     decide,
 )
-from managed_agents.harness.response import Response, events_of
-from managed_agents.harness.turn import Turn
+from managed_agents.harness.response import Response, compacted, events_of
+from managed_agents.harness.turn import Turn, restored, snapshot
 from tests.unit.harness.logs import queued, stored
 
 THREAD = "sthr_1"
@@ -34,15 +38,21 @@ MESSAGE = queued("user.message", "sevt_m")
 INTERRUPT = queued("user.interrupt", "sevt_i")
 
 
-def step_after(events: list[NewEvent], inbox: list[QueuedEvent] | None = None, due: float | None = None) -> Step:
+def turn_of(events: list[NewEvent]) -> Turn:
     turn = Turn()
     for event in stored(events):
         turn.apply(event)
-    return decide(turn, inbox or [], due_in_seconds=due)
+    return turn
+
+
+def step_after(
+    events: list[NewEvent], inbox: list[QueuedEvent] | None = None, due: float | None = None, *, full: bool = False
+) -> Step:
+    return decide(turn_of(events), inbox or [], due_in_seconds=due, context_full=full)
 
 
 def answered(start_id: str, *blocks: dict[str, Any], stop: str = "end_turn", **more: Any) -> list[NewEvent]:
-    response = Response(list(blocks), {}, "m", stop, more.get("details"), None, more.get("broken", {}))
+    response = Response(list(blocks), {}, "m", stop, more.get("details"), None, more.get("broken", {}), more.get("asked"))
     return events_of(response, THREAD, start_id, TOOLSET)
 
 
@@ -94,6 +104,7 @@ def test_a_message_sent_in_mid_turn_waits_for_the_results_and_then_steers() -> N
     assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=False)
 
 
+@pytest.mark.requirement("EVT-037")
 def test_a_tool_that_is_not_enabled_is_refused_and_said_so() -> None:
     events, start_id = opened()
     events += answered(start_id, bash(name="no_such_tool"), stop="tool_use")
@@ -147,6 +158,7 @@ def test_after_an_interrupt_the_queued_message_starts_a_new_turn() -> None:
     assert step_after(events, [MESSAGE]) == RequestModel((MESSAGE,), opens_period=True)
 
 
+@pytest.mark.requirement("EVT-068")
 def test_a_rescheduled_session_waits_for_its_time_but_not_for_an_interrupt() -> None:
     events, start_id = opened()
     events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True))
@@ -169,6 +181,7 @@ def test_a_paused_response_is_continued() -> None:
     assert step_after(events) == RequestModel((), opens_period=False)
 
 
+@pytest.mark.requirement("EVT-047")
 def test_the_round_limit_stops_a_turn_and_a_new_message_starts_afresh() -> None:
     events, start_id = opened()
     for _ in range(limits.TOOL_ROUNDS_PER_TURN_MAX):
@@ -191,6 +204,7 @@ def test_flushed_messages_do_not_start_anything() -> None:
     assert step_after(events) == Rest()
 
 
+@pytest.mark.requirement("SES-040")
 def test_a_terminated_session_rests_whatever_waits() -> None:
     assert step_after(ev.terminated(THREAD, "a"), [MESSAGE]) == Rest()
 
@@ -200,4 +214,72 @@ def test_backoff_doubles_is_capped_and_respects_retry_after() -> None:
     assert backoff_seconds(20, 0.0, None) == limits.MODEL_BACKOFF_MAX_SECONDS
     assert backoff_seconds(1, 1.0, None) == 1.25
     assert backoff_seconds(1, 0.0, 7.0) == 7.0
-    assert backoff_seconds(1, 0.0, 1e9) == limits.MODEL_BACKOFF_MAX_SECONDS
+    assert backoff_seconds(1, 0.0, 300.0) == 300.0
+    assert backoff_seconds(1, 0.0, 1e9) == limits.MODEL_RETRY_AFTER_MAX_SECONDS
+
+
+def test_a_full_context_is_compacted_before_the_model_is_asked_but_not_without_work() -> None:
+    assert step_after([], full=True) == Rest()
+    assert step_after([], [MESSAGE], full=True) == Compact(opens_period=True, briefly=False)
+    events, start_id = opened()
+    events += answered(start_id, bash(), stop="tool_use")
+    assert isinstance(step_after(events, full=True), RunTools)
+
+
+def compaction(*, useful: bool) -> list[NewEvent]:
+    response = Response([], {}, "m", "end_turn", None, None, {})
+    start = ev.span_start(THREAD)
+    return [start, *compacted(response, THREAD, start.id, {"summary": "s", "kept": [], "turn": {}} if useful else None)]
+
+
+def test_an_interrupt_of_a_compaction_ends_what_asked_for_the_turn_too() -> None:
+    before, interrupt = MESSAGE, queued("user.interrupt", "i", inbox_seq=2)
+    start = ev.span_start(THREAD)
+    events = [*ev.running(THREAD, "a"), start, ev.span_end(THREAD, start.id, SpanUsage(), is_error=True, private={"cut": True})]
+    assert step_after(events, [before, interrupt]) == Interrupt((before, interrupt), (), ends_turn=True, more=False)
+
+
+def test_too_many_compactions_in_a_row_give_the_turn_up() -> None:
+    events, start_id = opened()
+    events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True, private={"too_long": True}))
+    assert step_after(events) == Compact(opens_period=False, briefly=True)
+    events += compaction(useful=True)
+    assert step_after(events) == RequestModel((), opens_period=False)
+    assert step_after(events, full=True) == Compact(opens_period=False, briefly=False)
+    events += compaction(useful=False)
+    assert step_after(events, full=True) == Compact(opens_period=False, briefly=True)
+    events += compaction(useful=True)
+    step = step_after(events, [MESSAGE], full=True)
+    assert isinstance(step, StopExhausted)
+    assert (step.error_type, step.flushed) == ("compaction_limit_reached_error", (MESSAGE,))
+    # A message or a call of the model begins a new count.
+    start = ev.span_start(THREAD)
+    events += [start, *answered(start.id, {"type": "text", "text": "Hm."}, bash(), stop="tool_use")]
+    events.append(ev.tool_result(THREAD, events[-2].id, [], is_error=False))
+    assert step_after(events, full=True) == Compact(opens_period=False, briefly=False)
+
+
+def test_a_response_cut_off_at_its_limit_is_continued_a_few_times() -> None:
+    events, start_id = opened()
+    for _ in range(limits.CONTINUATIONS_IN_A_ROW_MAX):
+        events += answered(start_id, {"type": "text", "text": "and"}, stop="max_tokens")
+        assert step_after(events) == RequestModel((), opens_period=False)
+        start = ev.span_start(THREAD)
+        start_id = start.id
+        events.append(start)
+    events += answered(start_id, {"type": "text", "text": "so on"}, stop="max_tokens")
+    assert step_after(events) == GoIdle("end_turn")
+
+
+def test_a_response_that_filled_the_context_is_continued_behind_a_compaction() -> None:
+    events, start_id = opened()
+    events += answered(start_id, {"type": "text", "text": "and"}, stop="model_context_window_exceeded")
+    assert step_after(events) == Compact(opens_period=False, briefly=True)
+
+
+def test_a_turn_survives_its_checkpoint() -> None:
+    events, start_id = opened()
+    events += answered(start_id, bash(), stop="tool_use")
+    turn = turn_of(events)
+    assert restored(orjson.loads(orjson.dumps(snapshot(turn))), seq=turn.seq) == turn
+    assert restored({"status": "running", "a field of the future": 1}, seq=7) == Turn(seq=7, status="running")

@@ -3,13 +3,17 @@
 from typing import Any
 
 import orjson
+import pytest
 
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import NewEvent
-from managed_agents.harness.transcript import Transcript, build_request
+from managed_agents.harness.prompt import Brief, ModelRules, rules_of
+from managed_agents.harness.transcript import Transcript
 from tests.unit.harness.logs import queued, stored
 from tests.unit.harness.test_decide import THREAD, TOOLSET, answered, bash
 
+RULES = ModelRules(200_000, 1000, efforts=("low", "medium", "high", "xhigh", "max"))
+MESSAGE = queued("user.message", "sevt_m").taken_up()
 AGENT: dict[str, Any] = {
     "name": "a",
     "system": "Be kind.",
@@ -25,6 +29,7 @@ def messages_of(events: list[NewEvent]) -> list[dict[str, Any]]:
     return transcript.for_request()
 
 
+@pytest.mark.requirement("EVT-038")
 def test_results_stand_in_the_order_of_their_calls_and_before_what_the_user_said_meanwhile() -> None:
     events = [queued("user.message", "sevt_1", "go").taken_up()]
     thinking = {"type": "thinking", "thinking": "", "signature": "c2ln"}
@@ -42,6 +47,7 @@ def test_results_stand_in_the_order_of_their_calls_and_before_what_the_user_said
     assert kinds == [("tool_result", "toolu_1"), ("tool_result", "toolu_2"), ("text", None)]
 
 
+@pytest.mark.requirement("EVT-046")
 def test_flushed_and_failed_things_are_not_told_to_the_model() -> None:
     events = [
         queued("user.message", "sevt_1", "never seen").taken_up(for_model=False),
@@ -69,7 +75,7 @@ def test_the_same_log_gives_the_same_bytes_however_it_was_read() -> None:
         transcript.for_request()  # asking in between changes nothing
         for row in rows[upto:]:
             transcript.apply(row)
-        return orjson.dumps(build_request(AGENT, transcript, max_tokens=1000, takes_effort=True, uploads=()))
+        return orjson.dumps(transcript.request(Brief(AGENT, RULES)))
 
     assert len({request(upto) for upto in range(len(rows) + 1)}) == 1
 
@@ -77,18 +83,95 @@ def test_the_same_log_gives_the_same_bytes_however_it_was_read() -> None:
 def test_only_enabled_tools_are_offered_and_the_outputs_directory_is_named_with_them() -> None:
     off = {"name": "bash", "type": "bash", "enabled": False, "permission_policy": {"type": "always_allow"}}
     agent = {**AGENT, "tools": [{**TOOLSET[0], "configs": [off]}]}
-    request = build_request(agent, Transcript(), max_tokens=10, takes_effort=False, uploads=["/mnt/session/uploads/a.csv"])
-    assert [tool["name"] for tool in request["tools"]] == ["edit", "glob", "grep", "read", "write"]
-    assert "/mnt/session/outputs/" in request["system"]
-    assert "/mnt/session/uploads/a.csv" in request["system"]
-    plain = build_request({**AGENT, "tools": []}, Transcript(), max_tokens=10, takes_effort=False, uploads=())
-    assert plain["system"] == "Be kind."
+    request = Transcript().request(Brief(agent, RULES, ["/mnt/session/uploads/a.csv"]))
+    assert [tool["name"] for tool in request["tools"]] == ["edit", "glob", "grep", "read", "write", "web_fetch", "web_search"]
+    (system,) = request["system"]
+    assert "/mnt/session/outputs/" in system["text"]
+    assert "/mnt/session/uploads/a.csv" in system["text"]
+    plain = Transcript().request(Brief({**AGENT, "tools": []}, RULES))
+    assert plain["system"][0]["text"] == "Be kind."
     assert "tools" not in plain
 
 
+@pytest.mark.requirement("AGT-047")
 def test_effort_speed_and_geo_are_passed_on_where_the_model_takes_them() -> None:
     fast = {"id": "m", "effort": {"type": "max"}, "speed": "fast", "inference_geo": "us"}
-    request = build_request({**AGENT, "model": fast}, Transcript(), max_tokens=10, takes_effort=True, uploads=())
-    assert (request["output_config"], request["speed"], request["inference_geo"]) == ({"effort": "max"}, "fast", "us")
-    plain = build_request(AGENT, Transcript(), max_tokens=10, takes_effort=False, uploads=())
-    assert not {"output_config", "speed", "inference_geo"} & set(plain)
+    request = Transcript().request(Brief({**AGENT, "model": fast}, ModelRules(200_000, 10, efforts=("low", "high"))))
+    # The nearest level that the model has.
+    assert (request["output_config"], request["speed"], request["inference_geo"]) == ({"effort": "high"}, "fast", "us")
+    plain = Transcript().request(Brief(AGENT, ModelRules(200_000, 10)))
+    assert not {"output_config", "speed", "inference_geo", "thinking"} & set(plain)
+
+
+def test_thinking_is_asked_for_where_it_is_not_on_by_itself() -> None:
+    def capabilities(*kinds: str) -> dict[str, Any]:
+        return {"thinking": {"types": {kind: {"supported": kind in kinds} for kind in ("adaptive", "enabled", "disabled")}}}
+
+    def asked(*kinds: str, max_tokens: int = 32_000) -> object:
+        rules = rules_of(200_000, max_tokens, capabilities(*kinds))
+        return Transcript().request(Brief(AGENT, rules)).get("thinking")
+
+    assert asked("adaptive") is None
+    assert asked("adaptive", "enabled", "disabled") == {"type": "adaptive"}
+    assert asked("enabled", "disabled") == {"type": "enabled", "budget_tokens": 2048}
+    assert asked("enabled", max_tokens=1500) is None
+    assert "thinking" not in Transcript().request(Brief(AGENT, rules_of(200_000, 32_000, {})))
+
+
+def test_thinking_stays_unaltered_and_is_left_out_when_another_model_is_asked_or_it_was_never_signed() -> None:
+    signed = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
+    unsigned = {"type": "thinking", "thinking": "cut off", "signature": ""}
+    words = {"type": "text", "text": "Yes."}
+    transcript = Transcript()
+    for event in stored([MESSAGE, *answered("x", signed, words, unsigned, asked="one"), MESSAGE]):
+        transcript.apply(event)
+    assert transcript.for_request("one")[1]["content"] == [signed, words]
+    assert transcript.for_request("two")[1]["content"] == [words]
+
+
+def test_what_was_cut_off_is_continued_by_a_user_turn_and_stays_in_place() -> None:
+    events = [MESSAGE, *answered("x", {"type": "text", "text": "Once upon"}, stop="max_tokens")]
+    before = messages_of(events)
+    assert [message["role"] for message in before] == ["user", "assistant", "user"]
+    after = messages_of([*events, *answered("y", {"type": "text", "text": " a time"})])
+    assert after[:3] == before
+    # Server tools go on from the assistant's own turn.
+    paused = [{"type": "text", "text": "I search."}, {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]
+    assert messages_of([MESSAGE, *answered("x", *paused, stop="pause_turn")])[-1] == {"role": "assistant", "content": paused}
+
+
+def test_what_was_refused_is_not_sent_again() -> None:
+    events = [MESSAGE, *answered("x", bash(), stop="tool_use")]
+    (call,) = (event.id for event in events if event.type == "agent.tool_use")
+    events.append(ev.tool_result(THREAD, call, [{"type": "text", "text": "poison"}], is_error=False))
+    events += answered("y", {"type": "text", "text": "I"}, bash("toolu_2"), stop="refusal")
+    assert [event.type for event in events].count("agent.tool_use") == 1  # what a refused response calls never runs
+    events.append(queued("user.message", "sevt_2", "something else").taken_up())
+    assert "poison" not in str(messages_of(events))
+    assert [block["type"] for block in messages_of(events)[-1]["content"]] == ["tool_result", "text"]
+
+
+def test_marks_stand_at_the_end_of_the_system_prompt_and_of_the_last_two_user_turns() -> None:
+    events = [MESSAGE, *answered("x", bash(), stop="tool_use")]
+    (call,) = (event.id for event in events if event.type == "agent.tool_use")
+    events.append(ev.tool_result(THREAD, call, [{"type": "text", "text": "1"}], is_error=False))
+    transcript = Transcript()
+    for event in stored(events):
+        transcript.apply(event)
+    request = transcript.request(Brief(AGENT, RULES))
+    marked = [message["content"][-1].pop("cache_control", None) for message in request["messages"]]
+    assert marked == [{"type": "ephemeral"}, None, {"type": "ephemeral"}]
+    assert request["system"][-1]["cache_control"] == {"type": "ephemeral"}
+    assert "cache_control" not in orjson.dumps(transcript.for_request()).decode()  # the transcript itself has none
+
+
+def test_a_compaction_leaves_the_summary_and_what_is_not_answered_yet() -> None:
+    kept = {"type": "text", "text": "and hurry"}
+    events = [MESSAGE, *answered("x", {"type": "text", "text": "Yes."})]
+    events.append(
+        ev.new_event("agent.thread_context_compacted", THREAD, private={"summary": "All said.", "kept": [kept], "system": []})
+    )
+    message, instructed = messages_of(events)
+    assert (message["role"], instructed["role"]) == ("user", "system")
+    assert message["content"][0]["text"].endswith("All said.")
+    assert message["content"][1] == kept

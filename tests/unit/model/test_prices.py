@@ -18,6 +18,7 @@ def usage(uncached: int = 0, output: int = 0, read: int = 0, five: int = 0, hour
     }
 
 
+@pytest.mark.requirement("SES-034")
 @pytest.mark.parametrize(
     ("model", "used", "dollars"),
     [
@@ -58,6 +59,7 @@ def test_a_model_without_a_row_has_no_cost() -> None:
     assert list_cost("my-own-model", usage(uncached=1)) is None
 
 
+@pytest.mark.requirement("SES-034")
 def test_searches_and_running_time_cost_apart() -> None:
     assert web_search_cost(3) == Decimal("0.03")
     assert runtime_cost(3_600_000) == Decimal("0.08")

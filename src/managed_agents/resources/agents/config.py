@@ -26,7 +26,9 @@ from managed_agents.resources.agents.schemas import (
     WebToolName,
 )
 
-EFFORT_DEFAULT = "high"  # spec: resolved to the model's default when the agent is saved; "high" in all samples
+# spec: BetaManagedAgentsModelConfig.effort is always present, the model's default when none was given; published defaults
+EFFORT_DEFAULTS = {"claude-opus-5-5": "medium", "claude-haiku-5-5": "medium"}
+EFFORT_DEFAULT = "high"
 BUILT_IN_TOOLS = frozenset((*get_args(SandboxToolName), *get_args(WebToolName)))
 RESERVED_PREFIXES = ("mcp__", "ant__")
 FAST_MODELS = frozenset({"claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
@@ -124,7 +126,9 @@ def resolve_model(given: str | ModelConfig, stored: ResolvedModel | None = None,
         effort = stored["effort"]["type"]
     if config.speed == "fast" and config.id.startswith("claude-") and config.id not in FAST_MODELS:
         raise InvalidRequest(f'{path}.speed: "fast" is not supported by {config.id}')
-    resolved = ResolvedModel(id=config.id, effort={"type": effort or EFFORT_DEFAULT}, speed=config.speed or "standard")
+    resolved = ResolvedModel(
+        id=config.id, effort={"type": effort or EFFORT_DEFAULTS.get(config.id, EFFORT_DEFAULT)}, speed=config.speed or "standard"
+    )
     if config.inference_geo is not None:
         resolved["inference_geo"] = config.inference_geo
     return resolved

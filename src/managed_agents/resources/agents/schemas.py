@@ -253,6 +253,13 @@ class AgentWithOverrides(RequestModel):
     skills: list[Any] | None = None
 
 
+class SessionAgentUpdate(RequestModel):
+    """spec: BetaManagedAgentsSessionAgentUpdateParam. A list that is sent replaces the stored one, an empty one clears."""
+
+    tools: Tools = []
+    mcp_servers: list[Any] = []
+
+
 AgentRef = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[Annotated[AgentReference | AgentWithOverrides, Field(discriminator="type")], Tag("object")],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, insert, select, true, update
 
 from managed_agents.core import clock, ids
 from managed_agents.core.errors import Conflict, InvalidRequest, NotFound
@@ -29,6 +29,7 @@ from managed_agents.resources.agents.schemas import (
     CreateAgent,
     ListAgentsQuery,
     ListVersionsQuery,
+    SessionAgentUpdate,
     UpdateAgent,
 )
 from managed_agents.resources.agents.served import refuse_unserved
@@ -97,11 +98,8 @@ async def retrieve(db: Database, workspace_id: str, agent_id: str, version: int 
     """Return the current version, or the one asked for. Raises `NotFound`."""
     _check_id(agent_id)
     async with db.transaction() as tx:
-        agent = await _select_agent(tx, workspace_id, agent_id, version)
-        if agent is None:
-            await _require_agent(tx, workspace_id, agent_id)
-            raise NotFound("Agent version not found.")
-    return agent
+        agent = await _select_agent(tx, workspace_id, agent_id, version, no_version="Agent version not found.")
+    return _required(agent)
 
 
 async def update_agent(db: Database, workspace_id: str, agent_id: str, command: UpdateAgent, *, web_search: bool) -> Agent:
@@ -122,9 +120,7 @@ async def update_agent(db: Database, workspace_id: str, agent_id: str, command: 
         locked = await tx.scalar(
             select(AgentRow.id).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id).with_for_update()
         )
-        agent = await _select_agent(tx, workspace_id, agent_id, None) if locked is not None else None
-        if agent is None:
-            raise NotFound("Agent not found.")
+        agent = _required(await _select_agent(tx, workspace_id, agent_id) if locked is not None else None)
         if agent.archived_at is not None:
             raise InvalidRequest("Cannot modify archived agent")
         if "version" in command.model_fields_set and command.version != agent.version:
@@ -164,22 +160,18 @@ async def archive(db: Database, workspace_id: str, agent_id: str) -> Agent:
     """Make an agent read-only for good. Repeating keeps the first instant. The version stays."""
     _check_id(agent_id)
     async with db.transaction() as tx:
-        await tx.execute(
+        archived = await tx.execute(
             update(AgentRow)
             .where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
             .values(archived_at=func.coalesce(AgentRow.archived_at, func.now()))
         )
-        agent = await _select_agent(tx, workspace_id, agent_id, None)
-    if agent is None:
-        raise NotFound("Agent not found.")
-    return agent
+        return _required(await _select_agent(tx, workspace_id, agent_id) if archived.rowcount else None)
 
 
 async def list_agents(db: Database, workspace_id: str, query: ListAgentsQuery) -> tuple[list[Agent], str | None]:
     """Return a page of current versions, newest agents first, and the cursor of the next page."""
-    statement = _joined().where(
+    statement = _joined(AgentVersionRow.version == AgentRow.version).where(
         AgentRow.workspace_id == workspace_id,
-        AgentVersionRow.version == AgentRow.version,
         *pagination.created_between(AgentRow.created_at.expression, {"gte": query.created_at_gte, "lte": query.created_at_lte}),
     )
     if not query.include_archived:
@@ -203,16 +195,17 @@ async def list_versions(
 ) -> tuple[list[Agent], str | None]:
     """Return a page of versions, newest first, and the cursor of the next page. Raises `NotFound`."""
     _check_id(agent_id)
-    statement = _joined().where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
+    before = true()
     if query.page is not None:
         (last,) = pagination.decode_cursor("agent_versions", query.page, (int,))
-        statement = statement.where(AgentVersionRow.version < last)
+        before = AgentVersionRow.version < last
+    statement = _joined(before).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
     statement = statement.order_by(AgentVersionRow.version.desc()).limit(query.limit + 1)
     async with db.transaction() as tx:
         rows = (await tx.execute(statement)).all()
-        if not rows:
-            await _require_agent(tx, workspace_id, agent_id)
-    agents = [_agent(row) for row in rows[: query.limit]]
+    if not rows:
+        raise _missing()
+    agents = [_agent(row) for row in rows[: query.limit] if row.version is not None]
     more = len(rows) > query.limit
     return agents, pagination.encode_cursor("agent_versions", [agents[-1].version]) if more else None
 
@@ -231,9 +224,7 @@ async def resolve_for_session(
         agent_id, version, path = reference.id, reference.version, "agent.id"
     agent = None
     if ids.has_prefix(agent_id, ids.AGENT):
-        agent = await _select_agent(tx, workspace_id, agent_id, version)
-        if agent is None and version is not None and await _exists(tx, workspace_id, agent_id):
-            raise NotFound(f"agent.version: {version} not found")
+        agent = await _select_agent(tx, workspace_id, agent_id, version, no_version=f"agent.version: {version} not found")
     if agent is None:
         raise NotFound(f"{path}: {agent_id[:100]} not found")
     if agent.archived_at is not None:
@@ -266,9 +257,28 @@ def overridden(config: AgentConfig, reference: AgentWithOverrides, *, web_search
     return result
 
 
+def updated_for_session(stored: AgentSnapshot, command: SessionAgentUpdate, *, web_search: bool) -> AgentSnapshot:
+    """Return a session's agent with other tools: a list that was sent replaces the stored one."""
+    refuse_unserved(tools=command.tools, mcp_servers=command.mcp_servers, web_search=web_search, prefix="agent.")
+    result = stored.copy()
+    if "tools" in command.model_fields_set:
+        result["tools"] = resolve_tools(command.tools, prefix="agent.")
+    return result
+
+
 def _check_id(agent_id: str) -> None:
     if not ids.has_prefix(agent_id, ids.AGENT):
-        raise NotFound("Agent not found.")
+        raise _missing()
+
+
+def _missing() -> NotFound:
+    return NotFound("Agent not found.")
+
+
+def _required(agent: Agent | None) -> Agent:
+    if agent is None:
+        raise _missing()
+    return agent
 
 
 async def _insert_version(tx: Tx, workspace_id: str, agent_id: str, version: int, config: AgentConfig) -> datetime:
@@ -280,7 +290,8 @@ async def _insert_version(tx: Tx, workspace_id: str, agent_id: str, version: int
     return inserted.scalar_one()
 
 
-def _joined() -> Select[*tuple[Any, ...]]:
+def _joined(version: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """Agents with those of their versions that `version` accepts. An agent without any is one row without a version."""
     return select(
         AgentRow.id,
         AgentVersionRow.version,
@@ -288,28 +299,22 @@ def _joined() -> Select[*tuple[Any, ...]]:
         AgentRow.created_at,
         AgentVersionRow.created_at.label("updated_at"),
         AgentRow.archived_at,
-    ).join(AgentVersionRow, AgentVersionRow.agent_id == AgentRow.id)
+    ).outerjoin(AgentVersionRow, and_(AgentVersionRow.agent_id == AgentRow.id, version))
 
 
 def _agent(row: Sequence[Any]) -> Agent:
     return Agent(*row)
 
 
-async def _select_agent(tx: Tx, workspace_id: str, agent_id: str, version: int | None) -> Agent | None:
-    statement = _joined().where(
-        AgentRow.id == agent_id,
-        AgentRow.workspace_id == workspace_id,
-        AgentVersionRow.version == (AgentRow.version if version is None else version),
-    )
+async def _select_agent(
+    tx: Tx, workspace_id: str, agent_id: str, version: int | None = None, *, no_version: str = ""
+) -> Agent | None:
+    """None when there is no such agent. Raises `NotFound` saying `no_version` when it has no such version."""
+    wanted = AgentVersionRow.version == (AgentRow.version if version is None else version)
+    statement = _joined(wanted).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
     row = (await tx.execute(statement)).one_or_none()
-    return None if row is None else _agent(row)
-
-
-async def _exists(tx: Tx, workspace_id: str, agent_id: str) -> bool:
-    statement = select(AgentRow.id).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
-    return await tx.scalar(statement) is not None
-
-
-async def _require_agent(tx: Tx, workspace_id: str, agent_id: str) -> None:
-    if not await _exists(tx, workspace_id, agent_id):
-        raise NotFound("Agent not found.")
+    if row is None:
+        return None
+    if row.version is None:
+        raise NotFound(no_version)
+    return _agent(row)

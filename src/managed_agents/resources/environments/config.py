@@ -1,5 +1,6 @@
 """An environment's configuration as stored and shown, and how an update merges into it. Pure."""
 
+import re
 from typing import Final, Literal, NotRequired, TypedDict
 
 from managed_agents.core.errors import InvalidRequest
@@ -39,6 +40,15 @@ class EnvironmentConfig(TypedDict):
     packages: ResolvedPackages
 
 
+HOST_CHARS_MAX = 253 + len("*.")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+
+LIMITED: ResolvedNetworking = {
+    "type": "limited",
+    "allow_mcp_servers": False,
+    "allow_package_managers": False,
+    "allowed_hosts": [],
+}
 DEFAULT: EnvironmentConfig = {
     "type": "cloud",
     "networking": {"type": "unrestricted"},
@@ -53,22 +63,49 @@ def check_type_kept(given: CloudConfig | SelfHostedConfig | None) -> None:
 
 
 def merge(stored: EnvironmentConfig, given: CloudConfig | SelfHostedConfig | None) -> EnvironmentConfig:
-    """Apply what was sent; what was left out, or null, stays as stored."""
+    """Apply what was sent; what was left out, or null, stays as stored.
+
+    Raises `InvalidRequest` for a host that is none, and for packages that the network would keep out.
+    """
     if given is None:
         return stored
     assert isinstance(given, CloudConfig), "refused before"
-    return {
+    merged: EnvironmentConfig = {
         "type": "cloud",
         "networking": _merge_networking(stored["networking"], given.networking),
         "packages": _merge_packages(stored["packages"], given.packages),
     }
+    networking, packages = merged["networking"], merged["packages"]
+    # spec: BetaPackagesParams, whatever hosts are listed by hand
+    closed = networking["type"] == "limited" and not networking.get("allow_package_managers")
+    if closed and any(packages[manager] for manager in MANAGERS):
+        raise InvalidRequest("config.packages: requires networking.allow_package_managers to be true under limited networking")
+    return merged
 
 
 def _merge_networking(stored: ResolvedNetworking, given: Networking | None) -> ResolvedNetworking:
     if given is None:
         return stored
-    assert not isinstance(given, Limited), "refused before"
-    return {"type": given.type}
+    if not isinstance(given, Limited):
+        return {"type": "unrestricted"}
+    # Coming from unrestricted, there is nothing to keep.
+    kept = stored if stored["type"] == "limited" else LIMITED
+    result = kept.copy()
+    if given.allow_mcp_servers is not None:
+        result["allow_mcp_servers"] = given.allow_mcp_servers
+    if given.allow_package_managers is not None:
+        result["allow_package_managers"] = given.allow_package_managers
+    if given.allowed_hosts is not None:
+        for index, host in enumerate(given.allowed_hosts):
+            _check_host(host, f"config.networking.allowed_hosts.{index}")
+        result["allowed_hosts"] = list(given.allowed_hosts)
+    return result
+
+
+def _check_host(host: str, path: str) -> None:
+    """A name stands for itself, `*.` before it for everything below it and not for the name; nothing else goes with it."""
+    if len(host) > HOST_CHARS_MAX or _HOST.fullmatch(host) is None:
+        raise InvalidRequest(f"{path}: Input should be a host name or *.name, without scheme, port or path")
 
 
 def _merge_packages(stored: ResolvedPackages, given: Packages | None) -> ResolvedPackages:

@@ -10,6 +10,7 @@ from managed_agents.web.models import Flag, QueryModel, RequestModel
 NAME_CHARS_MAX = 256  # assumed: as for agents
 DESCRIPTION_CHARS_MAX = 2048  # assumed: as for agents
 PACKAGES_MAX = 1000  # assumed
+ALLOWED_HOSTS_MAX = 1000  # assumed
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX)]
 Description = Annotated[str, Field(max_length=DESCRIPTION_CHARS_MAX)]
@@ -26,7 +27,7 @@ class Limited(RequestModel):
     type: Literal["limited"]
     allow_mcp_servers: bool | None = None
     allow_package_managers: bool | None = None
-    allowed_hosts: list[str] | None = None
+    allowed_hosts: Annotated[list[str], Field(max_length=ALLOWED_HOSTS_MAX)] | None = None
 
 
 Networking = Annotated[Unrestricted | Limited, Field(discriminator="type")]

@@ -12,7 +12,10 @@ def refuse_unserved(config: Config | None) -> None:
     if isinstance(config, SelfHostedConfig):
         raise InvalidRequest('config.type: "self_hosted" is not served yet by this server')
     if isinstance(config.networking, Limited):
-        raise InvalidRequest('config.networking.type: "limited" is not served yet by this server')
+        # Without exceptions it is what every sandbox has: no network at all (adr/0006).
+        for exception in ("allow_mcp_servers", "allow_package_managers", "allowed_hosts"):
+            if getattr(config.networking, exception):
+                raise InvalidRequest(f"config.networking.{exception}: exceptions are not served yet by this server")
     for manager in MANAGERS:
         if config.packages is not None and getattr(config.packages, manager):
             raise InvalidRequest(f"config.packages.{manager}: packages are not served yet by this server")

@@ -257,6 +257,11 @@ async def delete_for_session(tx: Tx, session_id: str) -> None:
     await tx.execute(delete(FileRow).where(FileRow.session_id == session_id))
 
 
+async def delete_session_copy(tx: Tx, session_id: str, file_id: str) -> None:
+    """Delete one copy that was mounted into a session. Repeating is harmless."""
+    await tx.execute(delete(FileRow).where(FileRow.id == file_id, FileRow.session_id == session_id))
+
+
 def referenced(digests: Sequence[str]) -> Select[str]:
     """Select which of `digests` a live file refers to, for the blob collector."""
     return select(FileRow.sha256).where(FileRow.sha256.in_(digests), _LIVE).distinct()

@@ -1,8 +1,9 @@
 """Rows that bind sandboxes to sessions, and the resources to put into them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import orjson
 from sqlalchemy import text
 
 from managed_agents.core import ids
@@ -11,13 +12,14 @@ from managed_agents.db.engine import Tx
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A sandbox of a session. `state` is provisioning or live."""
+    """A sandbox of a session. `state` is provisioning or live; `mounts` is path → SHA-256 of the files put into it."""
 
     sandbox_id: str
     session_id: str
     generation: int
     host: str
     state: str
+    mounts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Upload:
     size: int
 
 
-_COLUMNS = "id, session_id, generation, host, state"
+_COLUMNS = "id, session_id, generation, host, state, mounts"
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
@@ -40,11 +42,12 @@ _BIND = text(f"""
     FROM sessions s WHERE s.id = :session_id AND s.epoch = :epoch AND s.deleted_at IS NULL
     RETURNING {_COLUMNS}
 """)
+_SET_MOUNTS = text("UPDATE sandboxes SET mounts = CAST(:mounts AS jsonb) WHERE id = :id")
 _SET_STATE = text("UPDATE sandboxes SET state = :state, last_used_at = clock_timestamp() WHERE id = :id")
 _TOUCH = text("UPDATE sandboxes SET last_used_at = clock_timestamp() WHERE id = :id")
 _UPLOADS = text(
     "SELECT r.sandbox_path, f.sha256, f.size_bytes FROM session_resources r JOIN files f ON f.id = r.file_id "
-    "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.id"
+    "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.created_at, r.id"
 )
 _OUTPUTS = text("SELECT output_path, sha256 FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
 _UNUSED = text(f"""
@@ -81,6 +84,11 @@ async def bind(tx: Tx, session_id: str, *, epoch: int, host: str) -> Binding | N
 async def set_state(tx: Tx, sandbox_id: str, state: str) -> None:
     """Record that the sandbox is `live` or `destroyed`."""
     await tx.execute(_SET_STATE, {"id": sandbox_id, "state": state})
+
+
+async def set_mounts(tx: Tx, sandbox_id: str, mounts: Mapping[str, str]) -> None:
+    """Record which files the sandbox holds now."""
+    await tx.execute(_SET_MOUNTS, {"id": sandbox_id, "mounts": orjson.dumps(dict(mounts)).decode()})
 
 
 async def touch(tx: Tx, sandbox_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Sending, listing and streaming a session's events; its threads."""
+"""Sending, listing and streaming the events of a session and of its threads."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -16,14 +16,12 @@ from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.sessions import inputs
-from managed_agents.resources.sessions.present import thread_json
-from managed_agents.resources.sessions.schemas import ListEvents, ListThreads, SendEvents, StreamEvents
+from managed_agents.resources.sessions.schemas import ListEvents, SendEvents, StreamEvents
 from managed_agents.resources.sessions.service import check_id, not_found
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
 EVENTS_LISTING = "events"
-THREADS_LISTING = "threads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +48,21 @@ class SessionEvents:
         accepted.announce(self.hints, session_id)
         return b'{"data":[%b]}' % b",".join(accepted.echo)
 
-    async def page(self, workspace_id: WorkspaceId, session_id: str, query: ListEvents) -> bytes:
-        """One page of the history as JSON. Raises NotFound, InvalidRequest."""
+    async def page(self, workspace_id: WorkspaceId, session_id: str, query: ListEvents, *, thread_id: str | None = None) -> bytes:
+        """One page of the history of a thread, the primary one by default, as JSON. Raises NotFound, InvalidRequest."""
         cursor = read.HistoryCursor(query.order)
+        listing = EVENTS_LISTING if thread_id is None else thread_id
         if query.page is not None:
-            order, seq, inbox_seq = pagination.decode_cursor(EVENTS_LISTING, query.page, (str, int, int))
+            order, seq, inbox_seq = pagination.decode_cursor(listing, query.page, (str, int, int))
             if order != query.order:
                 raise InvalidRequest("page token order does not match request")
             cursor = read.HistoryCursor(query.order, None if seq < 0 else seq, None if inbox_seq < 0 else inbox_seq)
         async with self.db.autocommit() as tx:
-            head = await _session(tx, workspace_id, session_id)
+            head = await require_session(tx, workspace_id, session_id)
+            if thread_id is not None:
+                await require_thread(tx, session_id, thread_id)
             wanted = read.HistoryFilter(
-                head.primary_thread_id,
+                thread_id or head.primary_thread_id,
                 query.types or (),
                 query.created_at_gt,
                 query.created_at_gte,
@@ -71,60 +72,37 @@ class SessionEvents:
             items, more = await read.history(tx, session_id, cursor, wanted, limit=query.limit)
         next_page = b"null"
         if more:
-            next_page = b'"%b"' % _next(query.order, cursor, items).encode()
+            next_page = b'"%b"' % _next(listing, query.order, cursor, items).encode()
         return b'{"data":[%b],"next_page":%b}' % (b",".join(item.body for item in items), next_page)
 
-    async def stream(self, workspace_id: WorkspaceId, session_id: str, query: StreamEvents) -> AsyncGenerator[bytes, None]:
-        """Open a stream of what is appended from now on; of an ended session that is nothing, and it ends at once.
+    async def stream(
+        self, workspace_id: WorkspaceId, session_id: str, query: StreamEvents, *, thread_id: str | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Open a stream of what is appended to a thread, the primary one by default, from now on.
 
-        Raises NotFound before anything is sent.
+        Of what has ended that is nothing, and it ends at once. Raises NotFound before anything is sent.
         """
         previews = frozenset(query.event_deltas or ())
         async with self.db.autocommit() as tx:
-            head = await _session(tx, workspace_id, session_id)
-            if head.terminated_at is not None:
+            head = await require_session(tx, workspace_id, session_id)
+            thread = None if thread_id is None else await require_thread(tx, session_id, thread_id)
+            if head.terminated_at is not None or (thread is not None and thread.status == "terminated"):
                 return _nothing()
             if previews:
                 # Registered first, positions read after: a model request that starts behind them sees the interest.
                 await interest.register(tx, [session_id])
-                head = await _session(tx, workspace_id, session_id)
+                head = await require_session(tx, workspace_id, session_id)
         return self.hub.subscribe(
-            session_id, head.primary_thread_id, seq=head.last_seq, inbox_seq=head.last_inbox_seq, previews=previews
+            session_id,
+            thread_id or head.primary_thread_id,
+            seq=head.last_seq,
+            inbox_seq=head.last_inbox_seq,
+            previews=previews,
         )
 
-    async def threads(self, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
-        """One page of threads, oldest first. Raises NotFound."""
-        async with self.db.autocommit() as tx:
-            await _session(tx, workspace_id, session_id)
-            statement = select(THREADS, func.clock_timestamp().label("at")).where(THREADS.c.session_id == session_id)
-            if query.statuses:
-                statement = statement.where(THREADS.c.status.in_(query.statuses))
-            if query.page is not None:
-                (last_id,) = pagination.decode_cursor(THREADS_LISTING, query.page, (str,))
-                statement = statement.where(THREADS.c.id > last_id)
-            rows = (await tx.execute(statement.order_by(THREADS.c.id).limit(query.limit + 1))).all()
-        page = rows[: query.limit]
-        more = len(rows) > query.limit
-        return {
-            "data": [thread_json(row, row.at) for row in page],
-            "next_page": pagination.encode_cursor(THREADS_LISTING, [page[-1].id]) if more else None,
-        }
 
-    async def thread(self, workspace_id: WorkspaceId, session_id: str, thread_id: str) -> Json:
-        """One thread. Raises NotFound."""
-        async with self.db.autocommit() as tx:
-            await _session(tx, workspace_id, session_id)
-            row = None
-            if ids.has_prefix(thread_id, ids.THREAD):
-                statement = select(THREADS, func.clock_timestamp().label("at"))
-                statement = statement.where(THREADS.c.session_id == session_id, THREADS.c.id == thread_id)
-                row = (await tx.execute(statement)).one_or_none()
-        if row is None:
-            raise NotFound(f"Thread {thread_id[:100]} not found", error_code="thread_not_found")
-        return thread_json(row, row.at)
-
-
-async def _session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
+async def require_session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
+    """The head of a session of the workspace. Raises NotFound."""
     check_id(session_id)
     row = (
         await tx.execute(
@@ -140,14 +118,26 @@ async def _session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Any:
     return row
 
 
-def _next(order: str, cursor: read.HistoryCursor, items: list[read.HistoryItem]) -> str:
+async def require_thread(tx: Tx, session_id: str, thread_id: str) -> Any:
+    """A thread of the session, with the database's instant `at`. Raises NotFound."""
+    row = None
+    if ids.has_prefix(thread_id, ids.THREAD):
+        statement = select(THREADS, func.clock_timestamp().label("at"))
+        statement = statement.where(THREADS.c.session_id == session_id, THREADS.c.id == thread_id)
+        row = (await tx.execute(statement)).one_or_none()
+    if row is None:
+        raise NotFound(f"Thread {thread_id[:100]} not found", error_code="thread_not_found")
+    return row
+
+
+def _next(listing: str, order: str, cursor: read.HistoryCursor, items: list[read.HistoryItem]) -> str:
     """The cursor behind the last item: both positions, -1 for the part not reached yet."""
     seq = -1 if cursor.seq is None else cursor.seq
     inbox_seq = -1 if cursor.inbox_seq is None else cursor.inbox_seq
     for item in items:
         seq = seq if item.seq is None else item.seq
         inbox_seq = inbox_seq if item.inbox_seq is None else item.inbox_seq
-    return pagination.encode_cursor(EVENTS_LISTING, [order, seq, inbox_seq])
+    return pagination.encode_cursor(listing, [order, seq, inbox_seq])
 
 
 async def _nothing() -> AsyncGenerator[bytes, None]:

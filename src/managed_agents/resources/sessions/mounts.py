@@ -2,7 +2,7 @@
 
 import posixpath
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -20,51 +20,64 @@ PATH_CHARS_MAX = 1024
 NAME_BYTES_MAX = 255  # of one name, on any usual file system
 
 
-def upload_path(mount_path: str | None, file_id: str, where: str) -> str:
+def upload_path(mount_path: str | None, file_id: str, prefix: str) -> str:
     """Where a file lies inside the sandbox: the caller's path rooted under the uploads directory.
 
-    Raises InvalidRequest naming `where`: a path that climbs out, or none at all.
+    Raises InvalidRequest naming the field, whose path begins with `prefix`: a path that climbs out, or none at all.
     """
     if mount_path is None:
         return f"{UPLOADS}/{file_id}"
     inner = mount_path.removeprefix(UPLOADS) if mount_path.startswith(UPLOADS + "/") else mount_path
     if len(mount_path) > PATH_CHARS_MAX:
-        raise InvalidRequest(f"{where}.mount_path: at most {PATH_CHARS_MAX} characters are allowed")
+        raise InvalidRequest(f"{prefix}mount_path: at most {PATH_CHARS_MAX} characters are allowed")
     if ".." in inner.split("/"):
-        raise InvalidRequest(f"{where}.mount_path: {mount_path!r} escapes /uploads/")
+        raise InvalidRequest(f"{prefix}mount_path: {mount_path!r} escapes /uploads/")
     if any(len(part.encode()) > NAME_BYTES_MAX for part in inner.split("/")):
-        raise InvalidRequest(f"{where}.mount_path: a name in it is longer than {NAME_BYTES_MAX} bytes")
+        raise InvalidRequest(f"{prefix}mount_path: a name in it is longer than {NAME_BYTES_MAX} bytes")
     path = posixpath.normpath(f"{UPLOADS}/{inner.strip('/')}")
     if path == UPLOADS or any(ord(char) < 32 for char in path):
-        raise InvalidRequest(f"{where}.mount_path: Input should be the path of a file")
+        raise InvalidRequest(f"{prefix}mount_path: Input should be the path of a file")
     return path
 
 
-def _check_overlap(path: str, taken: Sequence[str], where: str) -> None:
+def _check_overlap(path: str, taken: Sequence[str], prefix: str) -> None:
     for other in taken:
         if path == other or path.startswith(other + "/") or other.startswith(path + "/"):
-            raise InvalidRequest(f"{where}.mount_path: overlaps another resource")
+            raise InvalidRequest(f"{prefix}mount_path: overlaps another resource")
+
+
+def behind(at: datetime) -> datetime:
+    """The next instant: resources are listed by age, and those of one request must keep their order."""
+    return at + timedelta(microseconds=1)
 
 
 async def mount_files(
-    tx: Tx, workspace_id: WorkspaceId, session_id: SessionId, wanted: Sequence[FileResource], at: datetime
-) -> None:
-    """Give the session a copy of each file, under a new id of its own.
+    tx: Tx,
+    workspace_id: WorkspaceId,
+    session_id: SessionId,
+    wanted: Sequence[tuple[FileResource, str]],
+    at: datetime,
+    *,
+    taken: Sequence[str] = (),
+) -> list[str]:
+    """Give the session a copy of each file, under a new id of its own; returns the resources' ids.
 
-    Raises InvalidRequest or NotFound naming the resource.
+    Each file comes with the path of its fields in the request (`resources.0.`). `taken` are the paths that are mounted
+    already. Raises InvalidRequest or NotFound naming the field.
     """
-    taken: list[str] = []
-    for index, resource in enumerate(wanted):
-        where = f"resources.{index}"
-        path = upload_path(resource.mount_path, resource.file_id, where)
-        _check_overlap(path, taken, where)
-        taken.append(path)
-        copy = await files.mint_session_copy(tx, workspace_id, session_id, resource.file_id, path=f"{where}.file_id")
+    paths = list(taken)
+    made: list[str] = []
+    for resource, prefix in wanted:
+        path = upload_path(resource.mount_path, resource.file_id, prefix)
+        _check_overlap(path, paths, prefix)
+        paths.append(path)
+        copy = await files.mint_session_copy(tx, workspace_id, session_id, resource.file_id, path=f"{prefix}file_id")
+        made.append(ids.new_id(ids.SESSION_RESOURCE))
         # The caller's own string is echoed; the default shows the full path.
         shown = path if resource.mount_path is None else resource.mount_path
         await tx.execute(
             insert(RESOURCES).values(
-                id=ids.new_id(ids.SESSION_RESOURCE),
+                id=made[-1],
                 session_id=session_id,
                 type="file",
                 sandbox_path=path,
@@ -74,14 +87,16 @@ async def mount_files(
                 updated_at=at,
             )
         )
+        at = behind(at)
+    return made
 
 
 async def resources_of(tx: Tx, session_ids: Sequence[str]) -> dict[str, list[Any]]:
-    """Resources of several sessions, oldest first."""
+    """Resources of several sessions, in the order in which they were given."""
     if not session_ids:
         return {}
     found: dict[str, list[Any]] = {}
-    statement = select(RESOURCES).where(RESOURCES.c.session_id.in_(session_ids)).order_by(RESOURCES.c.id)
+    statement = select(RESOURCES).where(RESOURCES.c.session_id.in_(session_ids)).order_by(RESOURCES.c.created_at, RESOURCES.c.id)
     for row in await tx.execute(statement):
         found.setdefault(row.session_id, []).append(row)
     return found

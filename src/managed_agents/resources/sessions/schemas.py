@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
-from managed_agents.resources.agents.schemas import AgentRef
+from managed_agents.resources.agents.schemas import AgentRef, SessionAgentUpdate
 from managed_agents.resources.sessions import served
 from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 
@@ -22,6 +22,7 @@ URL_CHARS_MAX = 2048
 DOCUMENT_TITLE_CHARS_MAX = 500
 DENY_MESSAGE_CHARS_MAX = 10_000  # assumed: the hosted limit is undocumented
 SYSTEM_BLOCKS_MAX = 1000  # spec: text blocks of a system.message
+TOKEN_CHARS_MAX = 4096  # assumed
 TITLE_CHARS_MAX = 500  # assumed: the hosted limit is undocumented
 
 _MAGIC = {
@@ -257,15 +258,19 @@ class CreateSession(RequestModel):
     initial_events: list[InitialEvent] = Field(default_factory=list[InitialEvent], max_length=limits.EVENTS_PER_SEND_MAX)
 
 
+def _not_updatable(_value: Any) -> Any:
+    # spec: session_update_params.py, any value of vault_ids is rejected
+    raise PydanticCustomError("not_updatable", "updating vault_ids is not yet supported")
+
+
 class UpdateSession(RequestModel):
     """`POST /v1/sessions/{id}`: fields that were not sent keep their value."""
 
     title: Title | None = None
     metadata: dict[str, str | None] | None = None
-    # spec: session_update_params.py, any value of vault_ids is rejected
-    vault_ids: Annotated[None, BeforeValidator(served.never)] = None
+    vault_ids: Annotated[None, BeforeValidator(_not_updatable)] = None
     budget: Budget | None = None
-    agent: Annotated[None, BeforeValidator(served.never)] = None
+    agent: SessionAgentUpdate = SessionAgentUpdate()
 
 
 Status = Literal["rescheduling", "running", "idle", "terminated"]
@@ -280,6 +285,8 @@ class ListSessions(QueryModel):
     order: Order = "desc"
     agent_id: str | None = None
     agent_version: Annotated[int, Field(ge=1)] | None = None
+    deployment_id: str | None = None
+    memory_store_id: str | None = None
     statuses: list[Status] | None = None
     include_archived: Flag = False
     created_at_gt: Instant | None = Field(None, alias="created_at[gt]")
@@ -319,3 +326,23 @@ class ListThreads(QueryModel):
     limit: Annotated[int, Field(ge=1, le=limits.EVENTS_PAGE_LIMIT_MAX)] = limits.EVENTS_PAGE_LIMIT_MAX
     page: str | None = None
     statuses: list[Status] | None = None
+
+
+class ListThreadEvents(QueryModel):
+    """`GET /v1/sessions/{id}/threads/{thread_id}/events`."""
+
+    limit: Annotated[int, Field(ge=1, le=limits.EVENTS_PAGE_LIMIT_MAX)] = limits.EVENTS_PAGE_LIMIT_MAX
+    page: str | None = None
+
+
+class ListResources(QueryModel):
+    """`GET /v1/sessions/{id}/resources`: without a limit all of them."""
+
+    limit: Annotated[int, Field(ge=1, le=limits.RESOURCES_PAGE_LIMIT_MAX)] | None = None
+    page: str | None = None
+
+
+class RotateToken(RequestModel):
+    """`POST /v1/sessions/{id}/resources/{resource_id}`."""
+
+    authorization_token: Annotated[str, StringConstraints(min_length=1, max_length=TOKEN_CHARS_MAX)]

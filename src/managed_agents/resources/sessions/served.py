@@ -48,8 +48,3 @@ def nothing(value: Any) -> Any:
     if value not in (None, []):
         raise _refusal("this field")
     return cast(object, value)
-
-
-def never(_value: Any) -> Any:
-    """Refuse the field itself."""
-    raise _refusal("this field")

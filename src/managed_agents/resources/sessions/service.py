@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy import false, func, insert, select, tuple_, update
 
 from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
@@ -90,7 +90,8 @@ class Sessions:
                     updated_at=at,
                 )
             )
-            await mounts.mount_files(tx, workspace_id, session_id, body.resources, at)
+            wanted = [(resource, f"resources.{index}.") for index, resource in enumerate(body.resources)]
+            await mounts.mount_files(tx, workspace_id, session_id, wanted, at)
             accepted = inputs.Accepted()
             if body.initial_events:
                 head = await log.lock(tx, session_id)
@@ -107,24 +108,36 @@ class Sessions:
             return await _read(tx, workspace_id, session_id)
 
     async def update(self, workspace_id: WorkspaceId, session_id: str, body: UpdateSession) -> Json:
-        """Set title and budget, merge metadata; what really changed is told by one `session.updated`.
+        """Set title and budget, merge metadata, replace the agent's tools; what really changed is told by one `session.updated`.
+
+        New tools are those of the next turn: a worker reads the agent when it claims the session.
 
         Raises:
-            NotFound. InvalidRequest: archived, too much metadata, or a budget that cannot be set.
+            NotFound. InvalidRequest: archived, too much metadata, a budget that cannot be set, or new tools while it is not
+            idle.
         """
         sent = body.model_fields_set
         appended: list[ev.StoredEvent] = []
         async with self.db.transaction() as tx:
-            head = await _lock(tx, workspace_id, session_id)
+            head = await lock_session(tx, workspace_id, session_id)
             if head.archived:
                 raise InvalidRequest(f"Session {session_id} is archived and cannot be modified")
-            stored = (await tx.execute(select(SESSIONS.c.title, SESSIONS.c.metadata).where(SESSIONS.c.id == session_id))).one()
+            columns = (SESSIONS.c.title, SESSIONS.c.metadata, SESSIONS.c.agent)
+            stored = (await tx.execute(select(*columns).where(SESSIONS.c.id == session_id))).one()
             changed: Json = {}
             if "title" in sent and body.title != stored.title:
                 changed["title"] = body.title
             labels = metadata.merged(stored.metadata, body.metadata or {})
             if labels != stored.metadata:
                 changed["metadata"] = labels
+            if body.agent.model_fields_set:
+                agent = agents.updated_for_session(stored.agent, body.agent, web_search=self.web_search)
+                if _busy(head) is not None or head.owner is not None:
+                    raise InvalidRequest(
+                        f"agent: tools and mcp_servers of session {session_id} can only be changed while it is idle"
+                    )
+                if agent != stored.agent:
+                    changed["agent"] = agent
             resumes = False
             if "budget" in sent and budgets.change(head, body.budget):
                 changed["budget"] = fold.budget_json(head.budget_cents)
@@ -157,7 +170,7 @@ class Sessions:
         """
         appended: list[ev.StoredEvent] = []
         async with self.db.transaction() as tx:
-            head = await _lock(tx, workspace_id, session_id)
+            head = await lock_session(tx, workspace_id, session_id)
             if not head.archived:
                 if (status := _busy(head)) is not None:
                     raise InvalidRequest(
@@ -182,7 +195,7 @@ class Sessions:
             NotFound. InvalidRequest: it is running.
         """
         async with self.db.transaction() as tx:
-            head = await _lock(tx, workspace_id, session_id)
+            head = await lock_session(tx, workspace_id, session_id)
             if _busy(head) is not None:
                 raise InvalidRequest(
                     "Cannot delete session while it is running. Send an interrupt event or wait for the session to complete."
@@ -201,7 +214,8 @@ class Sessions:
             return await _page(tx, workspace_id, query)
 
 
-async def _lock(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
+async def lock_session(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> log.Head:
+    """Lock a session of the workspace. Raises NotFound."""
     check_id(session_id)
     head = await log.lock(tx, session_id, workspace_id=workspace_id)
     if head is None or head.deleted:
@@ -254,6 +268,9 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
         statement = statement.where(SESSIONS.c.agent_id == query.agent_id)
         if query.agent_version is not None:
             statement = statement.where(SESSIONS.c.agent_version == query.agent_version)
+    if query.deployment_id is not None or query.memory_store_id is not None:
+        # No session was made by a deployment or has a memory store mounted: there are neither yet.
+        statement = statement.where(false())
     if query.statuses:
         statement = statement.where(SESSIONS.c.status.in_(query.statuses))
     backward = False

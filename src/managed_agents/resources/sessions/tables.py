@@ -42,6 +42,8 @@ class SandboxRow(Base):
     session_id: Mapped[str] = mapped_column(Text)
     generation: Mapped[int] = mapped_column(Integer)
     host: Mapped[str] = mapped_column(Text)
+    # What was mounted into it: path → SHA-256. Its owner compares this with the session's resources.
+    mounts: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
     state: Mapped[str] = mapped_column(Text)  # provisioning | live | destroyed
     created_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     last_used_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))

@@ -18,7 +18,7 @@ from .children import ChildFailed
 from .config import Config
 from .journal import Outcome
 from .toolerror import ToolError
-from .transfer import Sink, error_header, root_sink
+from .transfer import Sink, error_header, root_remove, root_sink
 
 INPUT_BYTES_MAX = 33 * 1024 * 1024
 STREAMS_MAX = 256
@@ -170,6 +170,7 @@ class Runner:
             "get": self._get,
             "snapshot": self._get,
             "stat": self._stat,
+            "remove": self._remove,
         }
 
     async def handle(self, stream: Stream, header: frames.Header) -> None:
@@ -258,6 +259,11 @@ class Runner:
             sink.abandon()
             raise
         sink.finish()
+        await stream.send({"op": "ok"})
+
+    async def _remove(self, stream: Stream, header: frames.Header) -> None:
+        mapped = self._config.resolve(str(header.get("path")))
+        root_remove(mapped, [self._config.resolve(root) for root in self._config.root_owned])
         await stream.send({"op": "ok"})
 
     async def _get(self, stream: Stream, header: frames.Header) -> None:

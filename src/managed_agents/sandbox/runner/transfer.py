@@ -52,19 +52,45 @@ class Sink:
 
 
 def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
-    """Open a sink as uid 0. Every directory on the way must be uid 0's and closed to others' writes, none a
-    link.
+    """Open a sink as uid 0; parents are created."""
+    directory, name = _root_directory("put", path, roots, create=True)
+    try:
+        return Sink(directory, name, mode)
+    except OSError:
+        os.close(directory)
+        raise
+
+
+def root_remove(path: str, roots: list[str]) -> None:
+    """Remove a file of uid 0. One that is not there is removed already; its directories stay."""
+    try:
+        directory, name = _root_directory("remove", path, roots, create=False)
+    except FileNotFoundError:
+        return
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(directory)
+
+
+def _root_directory(operation: str, path: str, roots: list[str], *, create: bool) -> tuple[int, str]:
+    """Open the directory of `path` as uid 0, and say the name in it. Every directory on the way must be uid 0's and
+    closed to others' writes, none a link.
     """
     root = next((root for root in roots if path.startswith(root + "/")), None)
     parts = [part for part in path[len(root or "") :].split("/") if part]
     if root is None or not parts or ".." in parts or "." in parts or "\0" in path:
-        raise ToolError(f"put: files of root belong below {', '.join(roots)}, not in {path}")
+        raise ToolError(f"{operation}: files of root belong below {', '.join(roots)}, not in {path}")
     directory = os.open(root, _OPEN_DIRECTORY)
     try:
         for part in parts[:-1]:
             try:
                 below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
             except FileNotFoundError:
+                if not create:
+                    raise
                 os.mkdir(part, 0o755, dir_fd=directory)
                 below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
                 os.fchmod(below, 0o755)  # our umask closed it to the commands, who are to read what is in it
@@ -72,11 +98,11 @@ def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
             directory = below
             found = os.fstat(directory)
             if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                raise ToolError(f"put: {part} in {path} can be changed by commands")
-        return Sink(directory, parts[-1], mode)
+                raise ToolError(f"{operation}: {part} in {path} can be changed by commands")
     except (OSError, ToolError):
         os.close(directory)
         raise
+    return directory, parts[-1]
 
 
 def agent_sink(path: str, mode: int) -> Sink:

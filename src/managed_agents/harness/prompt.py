@@ -1,0 +1,145 @@
+"""What a model request is made of beside the conversation: model, system prompt, tools, thinking, cache marks. Pure.
+
+Invariant: equal inputs give equal bytes, and each request of a session begins with the bytes of the one before it (cache marks
+aside, which are no part of what is cached). A prefix cache then pays for everything but what is new.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from managed_agents.harness.tools import definitions, policies
+
+Json = dict[str, Any]
+
+OUTPUTS_NOTE = (
+    "You work in an isolated Linux container without network access. The working directory is /workspace. "
+    "Files you leave in /mnt/session/outputs/ are handed to the user."
+)
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+OUTPUT_TOKENS_MAX = 64_000  # of the model's own limit, what one response may take
+THINKING_BUDGETS: Mapping[str, int] = {"low": 2_048, "medium": 4_096, "high": 8_192, "xhigh": 12_288, "max": 16_384}
+CACHED: Json = {"type": "ephemeral"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRules:
+    """What the harness must know of the model, as `GET /v1/models` tells it."""
+
+    context_tokens: int
+    output_tokens: int
+    # Levels of `output_config.effort`; none where the model refuses the field.
+    efforts: tuple[str, ...] = ()
+    # How to ask for thinking: "adaptive", "budget", or null where it is on when the field is omitted (or cannot be had).
+    thinking: str | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """What one response may take."""
+        return min(self.output_tokens, OUTPUT_TOKENS_MAX)
+
+    @property
+    def full_tokens(self) -> int:
+        """The prompt size from which on history is compacted first: there must be room for a whole response."""
+        room = min(self.context_tokens * 9 // 10, self.context_tokens - self.max_tokens)
+        return max(room, self.context_tokens // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What a request is built from beside the log."""
+
+    agent: Mapping[str, Any]
+    model: ModelRules
+    uploads: Sequence[str] = ()
+
+
+def rules_of(context_tokens: int, output_tokens: int, capabilities: Mapping[str, Any]) -> ModelRules:
+    """Read a model's `capabilities`. Without any, nothing is sent that a model might refuse."""
+    effort: Mapping[str, Any] = capabilities.get("effort") or {}
+    efforts = tuple(level for level in EFFORTS if _supported(effort.get(level))) if effort.get("supported") else ()
+    thinks: Mapping[str, Any] = capabilities.get("thinking") or {}
+    types: Mapping[str, Any] = thinks.get("types") or {}
+    thinking = None
+    # Models that refuse token budgets think without being asked, and some of them refuse to be asked.
+    # spec: the vendor's migration notes on thinking, October 2026
+    if _supported(types.get("enabled")):
+        thinking = "adaptive" if _supported(types.get("adaptive")) else "budget"
+    return ModelRules(context_tokens, output_tokens, efforts, thinking)
+
+
+def _supported(capability: Any) -> bool:
+    return bool(capability and capability.get("supported"))
+
+
+def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
+    """The agent's own prompt, then the facts of its environment."""
+    parts = [agent["system"]] if agent["system"] else []
+    if definitions.offers_sandbox(agent["tools"]):
+        parts.append(OUTPUTS_NOTE)
+        if uploads:
+            parts.append("Files the user attached (read-only):\n" + "\n".join(f"- {path}" for path in uploads))
+    return "\n\n".join(parts)
+
+
+def tools_of(agent: Mapping[str, Any]) -> list[Json]:
+    """The tools to offer, in a fixed order."""
+    return [definitions.as_json(name) for name in definitions.offered(agent["tools"])] + policies.custom_tools(agent["tools"])
+
+
+def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = None, with_tools: bool = True) -> Json:
+    """The body of a Messages request for `messages`."""
+    agent, rules = brief.agent, brief.model
+    model = agent["model"]
+    tools = tools_of(agent) if with_tools else []
+    made: Json = {"model": model["id"], "max_tokens": min(max_tokens or rules.max_tokens, rules.max_tokens)}
+    if tools:
+        made["tools"] = tools
+    elif with_tools and (called := _called(messages)):
+        # The session lost its tools; the API wants those named that the conversation calls.
+        made["tools"] = [{"name": name, "input_schema": {"type": "object"}} for name in called]
+        made["tool_choice"] = {"type": "none"}
+    if system := system_prompt(agent, brief.uploads):
+        # Marked, so that sessions of one agent share it.
+        made["system"] = [{"type": "text", "text": system, "cache_control": CACHED}]
+    elif tools:
+        tools[-1] = {**tools[-1], "cache_control": CACHED}
+    made["messages"] = _marked(messages)
+    effort = model["effort"]["type"]
+    if rules.efforts:
+        made["output_config"] = {"effort": _nearest(effort, rules.efforts)}
+    if rules.thinking == "adaptive":
+        made["thinking"] = {"type": "adaptive"}
+    elif rules.thinking == "budget" and (budget := min(THINKING_BUDGETS[effort], made["max_tokens"] // 2)) >= 1024:
+        made["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    if model["speed"] != "standard":
+        made["speed"] = model["speed"]
+    if (geo := model.get("inference_geo")) is not None:
+        made["inference_geo"] = geo
+    return made
+
+
+def _called(messages: Sequence[Json]) -> list[str]:
+    """Names of the tools that the conversation has calls of."""
+    turns = (message["content"] for message in messages if message["role"] == "assistant")
+    return sorted({block["name"] for content in turns for block in content if block["type"] == "tool_use"})
+
+
+def _nearest(effort: str, supported: Sequence[str]) -> str:
+    """The asked level, or the highest supported one below it, or the lowest."""
+    below = [level for level in supported if EFFORTS.index(level) <= EFFORTS.index(effort)]
+    return below[-1] if below else supported[0]
+
+
+def _marked(messages: Sequence[Json]) -> list[Json]:
+    """Mark the ends of the last two user turns.
+
+    The newest mark writes what the next request will read; the one before it is where the last request wrote. Without it the
+    API looks back twenty blocks only, which one round of parallel calls can exceed.
+    """
+    marked = list(messages)
+    ends = [index for index, message in enumerate(marked) if message["role"] == "user"][-2:]
+    for index in ends:
+        *rest, last = marked[index]["content"]
+        marked[index] = {**marked[index], "content": [*rest, {**last, "cache_control": CACHED}]}
+    return marked

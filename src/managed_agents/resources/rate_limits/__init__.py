@@ -1,0 +1,1 @@
+"""Rate limits: how many requests a minute, and who counts them."""
