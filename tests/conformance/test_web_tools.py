@@ -17,13 +17,14 @@ ADDRESS = 'allowed_domains.0: IP addresses are not supported; provide a plain ho
 
 
 @pytest.fixture(scope="module")
-async def site(anyio_backend: object) -> AsyncIterator[str]:
+async def site(server: Stack) -> AsyncIterator[str]:
+    # After `server`, which lives longer: what is opened later has to be closed earlier.
     async with website() as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-async def web(anyio_backend: object, postgres_url: str, template: str, site: str) -> AsyncIterator[Stack]:
+async def web(server: Stack, postgres_url: str, template: str, site: str) -> AsyncIterator[Stack]:
     variant = Variant(settings={"web_search": f"searxng+{site}", "web_allowed_networks": "127.0.0.0/8"})
     async with stack(postgres_url, template, variant=variant) as running:
         yield running

@@ -146,5 +146,7 @@ class Names:
         self.asked.append(host)
         answers = self._answers.get(host)
         if answers is None:
+            if host[0].isdigit():
+                return [host]
             raise OSError("no such name")
         return answers.pop(0) if len(answers) > 1 else answers[0]

@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 import orjson
-from anyio import to_thread
 
 from managed_agents.harness.tools import domains, pages
 from managed_agents.harness.tools.guarded_http import (
@@ -106,24 +105,14 @@ class WebFetch:
             return None, pages.decoded(page.body, page.charset, is_html=False)
         command = [sys.executable, "-I", "-m", pages.__name__, page.url, page.charset or ""]
 
-        def convert() -> bytes:
-            # In a thread: with uvloop a loop that has run processes of its own was seen to hang when it is closed.
-            done = subprocess.run(
-                command,
-                input=page.body,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=CONVERSION_SECONDS_MAX,
-                check=True,
-            )
-            return done.stdout
-
         try:
-            converted = await to_thread.run_sync(convert, abandon_on_cancel=True, limiter=self._conversions)
-        except (OSError, subprocess.SubprocessError) as error:
+            async with self._conversions:
+                with anyio.fail_after(CONVERSION_SECONDS_MAX):
+                    done = await anyio.run_process(command, input=page.body, stderr=subprocess.DEVNULL)
+        except (OSError, TimeoutError, subprocess.CalledProcessError) as error:
             logger.warning("a page cannot be turned into text: %s", type(error).__name__)
             raise WebError("unavailable", "the page cannot be turned into text") from error
-        title, text = orjson.loads(converted)
+        title, text = orjson.loads(done.stdout)
         return title, text
 
 
