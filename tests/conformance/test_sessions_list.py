@@ -108,6 +108,17 @@ async def test_a_cursor_knows_its_order_and_its_list(server: Stack) -> None:
     assert len(ids(await page(server, agent, f"limit=5&page={cursor}"))) == 1
 
 
+@pytest.mark.requirement("SES-057")
+@pytest.mark.parametrize("path", [PATH, "/v1/agents"])
+async def test_the_furthest_instants_are_taken(server: Stack, path: str) -> None:
+    await several(server, 1)
+    for last in ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999Z"):
+        assert (await server.raw("GET", f"{path}?created_at[gte]={last}")).json()["data"] == []
+        assert (await server.raw("GET", f"{path}?created_at[lte]={last}")).json()["data"] != []
+    assert (await server.raw("GET", f"{path}?created_at[lte]=0001-01-01T00:00:00Z")).json()["data"] == []
+    assert (await server.raw("GET", f"{path}?created_at[gte]=0001-01-01T00:00:00Z")).json()["data"] != []
+
+
 @pytest.mark.requirement("CNV-023", "CNV-038")
 @pytest.mark.parametrize(
     ("query", "named"),
