@@ -137,7 +137,7 @@ async def test_headers_of_every_answer(server: Stack) -> None:
     assert "anthropic-workspace-id" not in refused.headers
 
 
-@pytest.mark.requirement("CNV-027")
+@pytest.mark.requirement("ORG-003")
 async def test_a_viewer_reads_only(server: Stack) -> None:
     session = await server.session()
     viewer = await make_caller(server.db, "viewer", Scope.VIEWER)

@@ -58,7 +58,7 @@ async def test_forth_and_back(server: Stack, order: str) -> None:
     assert ids(await page(server, agent, f"limit=2&order={order}&page={start['next_page']}")) == expected[2:4]
 
 
-@pytest.mark.requirement("CNV-043")
+@pytest.mark.requirement("CNV-082")
 async def test_pages_are_stable_while_sessions_are_made(server: Stack) -> None:
     agent, made = await several(server, 4)
     first = await page(server, agent, "limit=2")
