@@ -195,9 +195,10 @@ async def list_versions(
 ) -> tuple[list[Agent], str | None]:
     """Return a page of versions, newest first, and the cursor of the next page. Raises `NotFound`."""
     _check_id(agent_id)
+    listing = f"agent_versions/{agent_id}"
     before = true()
     if query.page is not None:
-        (last,) = pagination.decode_cursor("agent_versions", query.page, (int,))
+        (last,) = pagination.decode_cursor(listing, query.page, (int,))
         before = AgentVersionRow.version < last
     statement = _joined(before).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
     statement = statement.order_by(AgentVersionRow.version.desc()).limit(query.limit + 1)
@@ -207,7 +208,7 @@ async def list_versions(
         raise _missing()
     agents = [_agent(row) for row in rows[: query.limit] if row.version is not None]
     more = len(rows) > query.limit
-    return agents, pagination.encode_cursor("agent_versions", [agents[-1].version]) if more else None
+    return agents, pagination.encode_cursor(listing, [agents[-1].version]) if more else None
 
 
 async def resolve_for_session(
