@@ -64,7 +64,9 @@ class Trace:
             case "span.model_request_end":
                 usage = event.model_usage
                 cached = usage.cache_read_input_tokens + usage.cache_creation_input_tokens
-                self._line("model", f"{usage.input_tokens + cached} tokens in ({cached} cached), {usage.output_tokens} out", "dim")
+                self._line(
+                    "model", f"{usage.input_tokens + cached} tokens in ({cached} cached), {usage.output_tokens} out", "dim"
+                )
             case _:
                 return
 
