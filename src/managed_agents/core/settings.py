@@ -11,6 +11,8 @@ import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from managed_agents.core import addresses
+
 
 def default_data_dir() -> Path:
     """Per-user data directory; as root `/var/lib/managed-agents`."""
@@ -53,6 +55,15 @@ class Settings(BaseSettings):
     extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    web_search: str | None = Field(
+        None,
+        pattern=r"^(messages-api|brave|(searxng|brave)\+https?://[^\s]+)$",
+        description="Who answers `web_search`: `messages-api`, `brave` or `searxng+URL`; nobody when unset.",
+    )
+    web_search_api_key: SecretStr | None = Field(None, description="Key of the search provider, where it takes one (Brave).")
+    web_allowed_networks: str = Field(
+        "", description="Networks beside the public ones that `web_fetch` may reach, as CIDR, comma separated."
+    )
     script: Path | None = Field(
         None, description="Script of the scripted model, where `up` starts it because no model is configured."
     )
@@ -82,6 +93,12 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("web_allowed_networks", mode="after")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        addresses.networks(value)
+        return value
 
     @field_validator("database_url", mode="after")
     @classmethod
