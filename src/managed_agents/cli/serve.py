@@ -27,6 +27,7 @@ _WORKER = (
     "metrics_port",
     "harnesses",
     "worker_turns",
+    "drain_seconds",
     "lease_ttl_seconds",
     "model_base_url",
     "model_api_key",

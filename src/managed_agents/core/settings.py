@@ -76,6 +76,13 @@ class Settings(BaseSettings):
         description="More harnesses for agents to choose by their metadata `managed_agents.harness`: `name=module:object`, "
         "comma separated; the object is called without arguments.",
     )
+    drain_seconds: float = Field(
+        20.0,
+        ge=0,
+        le=3600,
+        description="How long a worker that was told to stop waits for model requests and tool calls under way before it "
+        "gives them up; sessions go to other workers step by step. `up` does not wait: it ends them all.",
+    )
     worker_turns: int = Field(200, ge=1, description="Sessions one worker runs at once.")
     rate_limits: Literal["on", "off"] = Field("on", description="Whether requests are counted against rate limits.")
     rate_limit_creates_per_minute: int = Field(300, ge=1, description="Create requests of the organisation in any minute.")

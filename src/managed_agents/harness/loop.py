@@ -89,7 +89,10 @@ class SessionRunner:
     def __init__(self, parts: Parts, claim: Claim, worker_id: str) -> None:
         self.claim = claim
         self._parts = parts
-        self._worker_id = worker_id
+        self.worker_id = worker_id
+        # It stopped between two steps, and the session is still ours.
+        self.handed_over = False
+        self._draining = False
         self._thread_id = claim.thread_id
         self._agent = self._servable(claim.agent)
         # One that asks for a harness we do not have is only told so.
@@ -107,8 +110,12 @@ class SessionRunner:
         """New input arrived for this session."""
         self._changed.set()
 
+    def drain(self) -> None:
+        """Stop after the step at hand; the session is to be given back."""
+        self._draining = True
+
     async def run(self) -> None:
-        """Run to rest.
+        """Run to rest, or until told to drain (`handed_over` says so).
 
         Raises (perhaps in a group):
             LeaseLost, SessionGone, AppendUncertain, SQLAlchemyError: stop; the log is what it is.
@@ -140,6 +147,10 @@ class SessionRunner:
             # A step that changes nothing would be decided for ever.
             assert after != before, f"no progress at event {context.turn.seq}"
             before = after
+            if self._draining and isinstance(self._decide(), (steps.RequestModel, steps.Compact, steps.RunTools)):
+                # What is about to rest does so here: it is one append away.
+                self.handed_over = True
+                return
 
     async def record_crash(self) -> None:
         """Give the session up after a failure of our own, so that the next try waits a little longer."""
@@ -240,7 +251,7 @@ class SessionRunner:
         append = Append(
             self.claim.session_id,
             events,
-            self._worker_id,
+            self.worker_id,
             self.claim.epoch,
             expect_input_seq=expect_input_seq,
             within_budget=within_budget,

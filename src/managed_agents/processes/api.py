@@ -62,7 +62,10 @@ async def run(settings: Settings) -> None:
             ):
                 await anyio.sleep_forever()
 
+    async def end_streams() -> None:
+        hub.close()
+
     try:
-        await until_signalled(work, hub.close)
+        await until_signalled(work, end_streams)
     finally:
         await db.dispose()

@@ -57,7 +57,7 @@ TIDY_SECONDS_MAX = 8.0
 
 
 async def run(settings: Settings) -> None:
-    """Work until a signal arrives; sessions at hand are given back to the others.
+    """Work until a signal arrives; sessions at hand are handed over to the others.
 
     Raises:
         CannotStart: no model, or a backend that these settings forbid.
@@ -119,7 +119,9 @@ async def run(settings: Settings) -> None:
                     logger.warning("resting sandboxes not stopped: %s: %s", type(error).__name__, error)
 
     try:
-        await until_signalled(work_and_tidy, lambda: None)
+        await until_signalled(
+            work_and_tidy, lambda: worker.drain(seconds=settings.drain_seconds), drain_seconds=settings.drain_seconds
+        )
     finally:
         await client.aclose()
         await backend.aclose()
