@@ -55,7 +55,15 @@ async def test_configs_are_echoed_resolved(client: AsyncAnthropic) -> None:
     shown = agent.to_dict()
     assert shown["tools"][0]["configs"] == [
         {"type": "bash", "name": "bash", "enabled": True, "permission_policy": ALWAYS_ALLOW},
-        {"type": "web_search", "name": "web_search", "enabled": False, "permission_policy": ALWAYS_ALLOW},
+        {
+            "type": "web_search",
+            "name": "web_search",
+            "enabled": False,
+            "permission_policy": ALWAYS_ALLOW,
+            "allowed_domains": None,
+            "blocked_domains": None,
+            "user_location": None,
+        },
     ]
     assert shown["model"] == {
         "id": "my-model",
