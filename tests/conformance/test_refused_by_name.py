@@ -41,12 +41,6 @@ CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
         ),
         pytest.param(
             ENVIRONMENTS,
-            {"config": {"type": "cloud", "networking": {"type": "limited"}}},
-            "config.networking.type",
-            marks=pytest.mark.requirement("ENV-902"),
-        ),
-        pytest.param(
-            ENVIRONMENTS,
             {"config": {"type": "cloud", "packages": {"pip": ["requests"]}}},
             "config.packages.pip",
             marks=pytest.mark.requirement("ENV-904"),

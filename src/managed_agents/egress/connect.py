@@ -29,7 +29,8 @@ class Unreachable(Exception):
 
     def __init__(self, message: str, outcome: Outcome, *, status: int = 502) -> None:
         super().__init__(message)
-        self.outcome, self.status = outcome, status
+        self.outcome: Outcome = outcome
+        self.status = status
 
 
 class Resolver(Protocol):

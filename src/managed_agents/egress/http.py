@@ -62,7 +62,9 @@ Tunnel = Callable[[Wire, Wire, Visit], Awaitable[None]]
 def refusal(status: int, message: str) -> bytes:
     """A complete answer after which the connection ends."""
     body = f"{message}\n".encode()
-    head = f"HTTP/1.1 {status} {REASONS[status]}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\n"
+    # Of a refused CONNECT most programs show this line only.
+    reason = message.rstrip(".") if status == 403 and message.isascii() else REASONS[status]
+    head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"connection: close\r\n\r\n" + body
 
 
@@ -80,12 +82,13 @@ class HttpClient:
         while await self._one_request():
             self._connection.start_next_cycle()
 
-    async def _event(self, seconds: float) -> h11.Event | type[h11.PAUSED]:
+    async def _event(self, seconds: float) -> h11.Event | None:
+        """The next thing the client says; None when it may not say any more yet."""
         with anyio.fail_after(seconds):
             while True:
                 event = self._connection.next_event()
                 if event is not h11.NEED_DATA:
-                    return event
+                    return event if isinstance(event, h11.Event) else None
                 self._connection.receive_data(await self._wire.receive())
 
     async def _one_request(self) -> bool:
