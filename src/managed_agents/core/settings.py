@@ -68,6 +68,15 @@ class Settings(BaseSettings):
     egress_bytes: int = Field(100 * 1024**3, ge=1, description="Network traffic of one sandbox in its life, both directions.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    web_search: str | None = Field(
+        None,
+        pattern=r"^(messages-api|brave|(searxng|brave)\+https?://[^\s]+)$",
+        description="Who answers `web_search`: `messages-api`, `brave` or `searxng+URL`; nobody when unset.",
+    )
+    web_search_api_key: SecretStr | None = Field(None, description="Key of the search provider, where it takes one (Brave).")
+    web_allowed_networks: str = Field(
+        "", description="Networks beside the public ones that `web_fetch` may reach, as CIDR, comma separated."
+    )
     script: Path | None = Field(
         None, description="Script of the scripted model, where `up` starts it because no model is configured."
     )
@@ -79,6 +88,13 @@ class Settings(BaseSettings):
         "",
         description="More harnesses for agents to choose by their metadata `managed_agents.harness`: `name=module:object`, "
         "comma separated; the object is called without arguments.",
+    )
+    drain_seconds: float = Field(
+        20.0,
+        ge=0,
+        le=3600,
+        description="How long a worker that was told to stop waits for model requests and tool calls under way before it "
+        "gives them up; sessions go to other workers step by step. `up` does not wait: it ends them all.",
     )
     worker_turns: int = Field(200, ge=1, description="Sessions one worker runs at once.")
     rate_limits: Literal["on", "off"] = Field("on", description="Whether requests are counted against rate limits.")
@@ -98,9 +114,9 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
-    @field_validator("egress_allowed_networks", mode="after")
+    @field_validator("web_allowed_networks", "egress_allowed_networks", mode="after")
     @classmethod
-    def _egress_networks(cls, value: str) -> str:
+    def _networks(cls, value: str) -> str:
         addresses.networks(value)
         return value
 

@@ -115,6 +115,18 @@ class SessionHands:
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
 
+    async def keep(self, path: str, text: str) -> bool:
+        """Write a file for the session's commands to read; False when that failed, which is not the call's failure."""
+        try:
+            sandbox = await self._open()
+            await sandbox.put(path, text.encode(errors="replace"), "agent")
+        except StaleEpoch:
+            raise
+        except SandboxError as error:
+            logger.warning("output for %s not kept: %s", self._session_id, error)
+            return False
+        return True
+
     async def acknowledge(self, tool_use_id: str) -> None:
         """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
         if self._sandbox is not None:

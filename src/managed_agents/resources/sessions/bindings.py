@@ -55,7 +55,8 @@ _OUTPUTS = text("SELECT output_path, sha256 FROM files WHERE session_id = :sessi
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
     WHERE host = :host AND state = 'live' AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
-      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL)
+      -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
+      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
     ORDER BY last_used_at LIMIT 50
 """)
 _DOOMED = text(f"""
