@@ -124,6 +124,18 @@ class SessionHands:
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
 
+    async def keep(self, path: str, text: str) -> bool:
+        """Write a file for the session's commands to read; False when that failed, which is not the call's failure."""
+        try:
+            sandbox = await self._open()
+            await sandbox.put(path, text.encode(errors="replace"), "agent")
+        except StaleEpoch:
+            raise
+        except SandboxError as error:
+            logger.warning("output for %s not kept: %s", self._session_id, error)
+            return False
+        return True
+
     async def acknowledge(self, tool_use_id: str) -> None:
         """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
         if self._sandbox is not None:
@@ -247,6 +259,8 @@ class SessionHands:
         if binding is None:
             raise StaleEpoch("the session belongs to another worker")
         faults.reach(BOUND)
+        if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
+            raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX):
                 spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)

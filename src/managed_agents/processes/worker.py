@@ -14,6 +14,7 @@ from typing import Protocol
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
+from managed_agents.core import addresses
 from managed_agents.core.logs import Trouble
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
@@ -26,10 +27,16 @@ from managed_agents.harness.brain import STANDARD, Harness, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
+from managed_agents.harness.tools.guarded_http import GuardedClient
+from managed_agents.harness.tools.model_search import ModelSearch
+from managed_agents.harness.tools.web import WebTools
+from managed_agents.harness.tools.web_fetch import WebFetch
+from managed_agents.harness.tools.web_search import Brave, SearchProvider, Searxng
 from managed_agents.harness.worker import Worker
-from managed_agents.model.client import AnthropicModelClient
+from managed_agents.model.client import AnthropicModelClient, ModelClient
 from managed_agents.model.endpoint import Endpoint, resolve_endpoint
 from managed_agents.model.models import Models
+from managed_agents.processes import egress
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.settings import CannotStart, blob_store
 from managed_agents.reconcilers import blob_collector
@@ -93,6 +100,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
         harnesses=harnesses_of(settings),
         previews=previews,
+        web=web_tools(settings, client),
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
@@ -109,6 +117,8 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             group.start_soon(
                 _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
             )
+            if settings.egress == "on" and settings.sandbox == "docker":
+                group.start_soon(egress.serve, settings, db)
             async with serving_operations(settings, db):
                 await worker.run()
 
@@ -184,6 +194,29 @@ def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
     return LocalBackend(data_dir=settings.data_dir, run_dir=settings.effective_run_dir, uid_base=settings.sandbox_uid_base)
 
 
+def web_tools(settings: Settings, client: ModelClient) -> WebTools:
+    """The web tools of the settings.
+
+    Raises:
+        CannotStart: the search provider takes a key, and there is none.
+    """
+    guarded = GuardedClient(exceptions=addresses.networks(settings.web_allowed_networks))
+    return WebTools(WebFetch(guarded), _search_provider(settings, client))
+
+
+def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider | None:
+    if settings.web_search is None:
+        return None
+    kind, _, url = settings.web_search.partition("+")
+    if kind == "messages-api":
+        return ModelSearch(client)
+    if kind == "searxng":
+        return Searxng(url.rstrip("/"))
+    if settings.web_search_api_key is None:
+        raise CannotStart("MANAGED_AGENTS_WEB_SEARCH=brave needs MANAGED_AGENTS_WEB_SEARCH_API_KEY")
+    return Brave(settings.web_search_api_key, url.rstrip("/")) if url else Brave(settings.web_search_api_key)
+
+
 def installation_of(data_dir: Path) -> str:
     """A short name that keeps the sandboxes of several installations on one engine apart."""
     return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
@@ -197,6 +230,7 @@ def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
         cpus=settings.sandbox_cpus,
         pids=settings.sandbox_pids,
     )
+    bundle = egress.ca_bundle(settings)
 
     def spec(sandbox_id: str, generation: int, session_id: str) -> SandboxSpec:
         return SandboxSpec(
@@ -204,6 +238,8 @@ def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
             generation=generation,
             image=settings.sandbox_image,
             limits=limits,
+            network="gateway",
+            ca_bundle=bundle,
             session_id=session_id,
         )
 
