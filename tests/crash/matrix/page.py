@@ -1,7 +1,10 @@
 """docs/operations/crash-matrix.md, written by the run that has filled the matrix."""
 
+import importlib
+import pkgutil
 from pathlib import Path
 
+import managed_agents
 from managed_agents.core import faults
 from tests.crash.matrix.scenarios import PASSED, SCENARIOS, points
 
@@ -14,14 +17,14 @@ ELSEWHERE = {
 }
 INTRODUCTION = """# Crash matrix
 
-<!-- written by the tests that fill it: make test-full ARGS=tests/crash/matrix -->
+<!-- written by the tests: make test-full ARGS=tests/crash/matrix -->
 
 What happens when a worker dies, at every place where it could matter. Each row is a fault point: after a commit, or before or
 after a call to something else (the model, a sandbox, the blob store). Each column is a scenario. The figure says how often an
-undisturbed run passes the point; at each of these passages a worker was ended twice, once by an exception that went up through
-all of it and once by `kill -9`, and another worker went on.
+undisturbed run passes the point; at each of these passages the tests end a worker twice, once by an exception that went up through
+all of it and once by `kill -9`, and let another worker go on.
 
-In every one of these {cases:,} cases:
+What has to hold in every one of these {cases:,} cases:
 
 - the final log equals that of undisturbed work after this normalisation: ids and times; usage figures; model requests that the
   crash cut off (their failed span pair); results of calls that ran side by side in the order of the calls; in the scenario
@@ -35,8 +38,16 @@ of it.
 """
 
 
+def import_everything() -> None:
+    """Fault points register where they are imported."""
+    for module in pkgutil.walk_packages(managed_agents.__path__, "managed_agents."):
+        if not module.name.endswith((".runner.main", ".zygote")):
+            importlib.import_module(module.name)
+
+
 def text() -> str:
     """The whole page."""
+    import_everything()
     cases = 2 * sum(sum(points(name).values()) for name in SCENARIOS)
     lines = [INTRODUCTION.format(cases=cases), "| Scenario | What happens |", "|---|---|"]
     lines += [f"| {name} | {scenario.what} |" for name, scenario in SCENARIOS.items()]

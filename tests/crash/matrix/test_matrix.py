@@ -1,14 +1,11 @@
 """Every scenario and every fault point: a worker dies there, another one goes on, and the log is that of undisturbed work."""
 
-import importlib
-import pkgutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 from zlib import crc32
 
 import pytest
 
-import managed_agents
 from managed_agents.core import faults
 from tests.crash import script
 from tests.crash.matrix import page
@@ -126,7 +123,5 @@ def test_the_page_shows_every_scenario_and_every_fault_point() -> None:
 
 
 def test_every_registered_fault_point_is_in_a_test() -> None:
-    for module in pkgutil.walk_packages(managed_agents.__path__, "managed_agents."):
-        if not module.name.endswith((".runner.main", ".zygote")):
-            importlib.import_module(module.name)
+    page.import_everything()
     assert set(faults.REGISTERED) == set(PASSED) | set(page.ELSEWHERE)
