@@ -15,12 +15,13 @@ from tests.support.stack import TOOLSET, Stack, stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
-PYTHON = "import urllib.request as u; print(u.urlopen('http://localhost.:{port}/').read())"
-# `localhost.` is no name that the proxy variables except.
+PYTHON = "import urllib.request as u; print(u.urlopen('http://localhost:{port}/').read())"
+# The variables except localhost.
 TRIES = """
-curl -sS http://localhost.:{port}/x; echo
-curl -sS -p http://localhost.:{port}/x; echo
-curl -sS -x socks5h://127.0.0.1:3128 http://localhost.:{port}/x; echo
+unset NO_PROXY no_proxy
+curl -sS http://localhost:{port}/x; echo
+curl -sS -p http://localhost:{port}/x; echo
+curl -sS -x socks5h://127.0.0.1:3128 http://localhost:{port}/x; echo
 python3 -c "{python}"
 curl -sS http://other.test/
 curl -sS https://other.test/ 2>&1
@@ -46,7 +47,7 @@ def shown(watch: Any) -> list[str]:
     return [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"]
 
 
-@pytest.mark.requirement("ENV-043", "ENV-044", "ENV-045", "ENV-046", "ENV-049", "ENV-050", "ENV-051", "ENV-908")
+@pytest.mark.requirement("ENV-043", "ENV-044", "ENV-045", "ENV-046", "ENV-049", "ENV-050", "ENV-051", "ENV-901", "ENV-908")
 async def test_a_session_in_a_limited_environment(postgres_url: str, template: str) -> None:
     async with stack(postgres_url, template, sandbox="docker") as running, web_server() as site:
         limited: Any = {"type": "limited", "allowed_hosts": ["localhost"], "allow_package_managers": True}
@@ -54,8 +55,8 @@ async def test_a_session_in_a_limited_environment(postgres_url: str, template: s
         agent = await running.agent(
             [
                 *(bash(TRIES.format(port=site.port, python=PYTHON.format(port=site.port))), "one"),
-                *(bash(f"curl -sS http://localhost.:{site.port}/"), "two"),
-                *(bash(f"curl -sS http://localhost.:{site.port}/; curl -sS http://other.test/"), "three"),
+                *(bash(f"unset NO_PROXY no_proxy; curl -sS http://localhost:{site.port}/"), "two"),
+                *(bash(f"unset NO_PROXY no_proxy; curl -sS http://localhost:{site.port}/; curl -sS http://other.test/"), "three"),
             ],
             tools=TOOLSET,
         )
