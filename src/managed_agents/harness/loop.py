@@ -46,6 +46,7 @@ T = TypeVar("T")
 TURN_LOADED = faults.register("turn.loaded", "session claimed and read, nothing decided")
 REQUEST_LOGGED = faults.register("turn.request_logged", "span opened in the log, request not sent")
 RESPONSE_ARRIVED = faults.register("turn.response_arrived", "response complete, not in the log")
+BEFORE_JUDGING = faults.register("turn.before_judging", "response complete, policy auto not asked")
 CALLS_JUDGED = faults.register("turn.calls_judged", "policy auto decided, response not in the log")
 RESPONSE_LOGGED = faults.register("turn.response_logged", "response in the log, no tool started")
 OUTCOME_ARRIVED = faults.register("turn.outcome_arrived", "tool finished, result not in the log")
@@ -54,6 +55,7 @@ ANSWERS_LOGGED = faults.register("turn.answers_logged", "the client's decisions 
 TURN_CLOSED = faults.register("turn.closed", "interrupt and idle in the log, the next turn not begun")
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
+CLOSE_SECONDS_MAX = 5.0
 CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 _HAS_INTERRUPT = text("SELECT EXISTS (SELECT 1 FROM inbox WHERE session_id = :session_id AND type = 'user.interrupt')")
@@ -120,13 +122,16 @@ class SessionRunner:
         Raises (perhaps in a group):
             LeaseLost, SessionGone, AppendUncertain, SQLAlchemyError: stop; the log is what it is.
         """
-        async with anyio.create_task_group() as group:
-            self._background = group
-            try:
-                await self._run()
-            finally:
-                group.cancel_scope.cancel()
-        await self._hands.aclose()
+        try:
+            async with anyio.create_task_group() as group:
+                self._background = group
+                try:
+                    await self._run()
+                finally:
+                    group.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await self._hands.aclose()
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
@@ -365,6 +370,7 @@ class SessionRunner:
     async def _judge(self, response: Response, messages: Sequence[dict[str, Any]]) -> dict[int, Judgement]:
         if not (calls := judged_calls(response, self._agent["tools"])):
             return {}
+        faults.reach(BEFORE_JUDGING)
         requester = self._parts.requester
         judge = Judge(requester.client, requester.models, self._parts.jitter)
         judgements = await judge.judge(self._agent, messages, calls)
