@@ -40,12 +40,6 @@ MCP = {"type": "url", "name": "x", "url": "https://example.com"}
         ),
         pytest.param(
             ENVIRONMENTS,
-            {"config": {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["example.com"]}}},
-            "config.networking.allowed_hosts",
-            marks=pytest.mark.requirement("ENV-902"),
-        ),
-        pytest.param(
-            ENVIRONMENTS,
             {"config": {"type": "cloud", "packages": {"pip": ["requests"]}}},
             "config.packages.pip",
             marks=pytest.mark.requirement("ENV-904"),

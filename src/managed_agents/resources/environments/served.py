@@ -2,7 +2,7 @@
 
 from managed_agents.core.errors import InvalidRequest
 from managed_agents.resources.environments.config import MANAGERS
-from managed_agents.resources.environments.schemas import Config, Limited, SelfHostedConfig
+from managed_agents.resources.environments.schemas import Config, SelfHostedConfig
 
 
 def refuse_unserved(config: Config | None) -> None:
@@ -11,11 +11,6 @@ def refuse_unserved(config: Config | None) -> None:
         return
     if isinstance(config, SelfHostedConfig):
         raise InvalidRequest('config.type: "self_hosted" is not served yet by this server')
-    if isinstance(config.networking, Limited):
-        # Without exceptions it is what every sandbox has: no network at all (adr/0006).
-        for exception in ("allow_mcp_servers", "allow_package_managers", "allowed_hosts"):
-            if getattr(config.networking, exception):
-                raise InvalidRequest(f"config.networking.{exception}: exceptions are not served yet by this server")
     for manager in MANAGERS:
         if config.packages is not None and getattr(config.packages, manager):
             raise InvalidRequest(f"config.packages.{manager}: packages are not served yet by this server")

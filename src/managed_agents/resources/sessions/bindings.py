@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from sqlalchemy import text
@@ -20,6 +21,7 @@ class Binding:
     host: str
     state: str
     mounts: Mapping[str, str]
+    networking: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +33,14 @@ class Upload:
     size: int
 
 
-_COLUMNS = "id, session_id, generation, host, state, mounts"
+_COLUMNS = "id, session_id, generation, host, state, mounts, networking"
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
 _BIND = text(f"""
-    INSERT INTO sandboxes (id, session_id, generation, host, state)
+    INSERT INTO sandboxes (id, session_id, generation, host, state, networking)
     SELECT :id, s.id, coalesce((SELECT max(generation) FROM sandboxes WHERE session_id = s.id), 0) + 1, :host,
-        'provisioning'
+        'provisioning', (SELECT e.config -> 'networking' FROM environments e WHERE e.id = s.environment_id)
     FROM sessions s WHERE s.id = :session_id AND s.epoch = :epoch AND s.deleted_at IS NULL
     RETURNING {_COLUMNS}
 """)
