@@ -21,8 +21,8 @@ INTRODUCTION = """# Crash matrix
 
 What happens when a worker dies, at every place where it could matter. Each row is a fault point: after a commit, or before or
 after a call to something else (the model, a sandbox, the blob store). Each column is a scenario. The figure says how often an
-undisturbed run passes the point; at each of these passages the tests end a worker twice, once by an exception that went up through
-all of it and once by `kill -9`, and let another worker go on.
+undisturbed run passes the point; at each of these passages the tests end a worker twice, once by an exception that went up
+through all of it and once by `kill -9`, and let another worker go on.
 
 What has to hold in every one of these {cases:,} cases:
 
