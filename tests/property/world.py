@@ -11,8 +11,6 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
-import orjson
-
 from managed_agents.core import ids, limits
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
@@ -79,9 +77,29 @@ class World:
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.row = log.Head(
-            "sesn_1", "wrkspc_1", THREAD, NAME, self.now, False, False, 0, 0, None, 0, 0, 0, 0, None, None, 0, None,
-            SessionState(), (), {THREAD: ThreadState()},
-        )  # fmt: skip
+            id="sesn_1",
+            workspace_id="wrkspc_1",
+            primary_thread_id=THREAD,
+            agent_name=NAME,
+            at=self.now,
+            archived=False,
+            deleted=False,
+            epoch=0,
+            budget_cents=None,
+            last_seq=0,
+            last_processed_at=None,
+            last_inbox_seq=0,
+            inbox_count=0,
+            input_seq=0,
+            handled_seq=0,
+            due_at=None,
+            not_before=None,
+            crashes=0,
+            owner=None,
+            state=SessionState(),
+            loaded=(),
+            threads={THREAD: ThreadState()},
+        )
         self.events: list[StoredEvent] = []
         self.private: list[NewEvent] = []
         self.inbox: list[QueuedEvent] = []
@@ -339,7 +357,3 @@ def answer_of(event: StoredEvent, *, allow: bool = True) -> dict[str, Any]:
         content = [{"type": "text", "text": "sunny"}]
         return {"type": "user.custom_tool_result", "custom_tool_use_id": event.id, "content": content}
     return {"type": "user.tool_confirmation", "tool_use_id": event.id, "result": "allow" if allow else "deny"}
-
-
-def decoded(payload: bytes) -> Any:
-    return orjson.loads(payload)

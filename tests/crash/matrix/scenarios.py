@@ -191,6 +191,25 @@ def growing(request: Request) -> Reply:
     return [text("On it."), tool_use("bash", command=LONG_OUTPUT)]
 
 
+# budget
+
+
+def costly(request: Request) -> Reply:
+    """An answer that costs more than the cap, with a call that still runs."""
+    return [text("word " * 2000), tool_use("bash", command=script.RUN)] if request.round == 0 else "All done."
+
+
+async def raise_the_cap(run: Run) -> None:
+    await run.say("work")
+    await run.follower.idle()
+    await run.rig.client.beta.sessions.update(run.session_id, budget=budget(1000))
+    await run.follower.idle(2)
+
+
+def budget(cents: int) -> dict[str, Any]:
+    return {"type": "limit", "max_list_cost": {"amount": str(cents), "currency": "USD"}}
+
+
 def without_retries(events: list[Event]) -> list[Event]:
     """Without what tells of a retry: its error, the reschedule, and the pair that opens the next running period."""
     kept: list[Event] = []
@@ -233,36 +252,39 @@ SCENARIOS: dict[str, Scenario] = {
     "policy auto": Scenario("one call allowed and one denied by the judge", judging, tools=[toolset("auto")]),
     "retry": Scenario("the model is overloaded once", failing_once, hurried_turn, retries=True),
     "compaction": Scenario("the context is full after a command", growing, context_tokens=12_000),
+    "budget": Scenario(
+        "a turn stops at the session's cap, and goes on when that is raised", costly, raise_the_cap, fields={"budget": budget(5)}
+    ),
 }
 
 # How often an undisturbed run passes each point at least, one column a scenario in the order of `SCENARIOS`.
 PASSED: dict[str, tuple[int, ...]] = {
-    "worker.registered": (1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    "worker.claimed": (1, 1, 1, 3, 3, 2, 2, 1, 2, 1),
-    "turn.loaded": (1, 1, 1, 3, 3, 2, 2, 1, 2, 1),
-    "turn.answers_logged": (0, 0, 0, 2, 0, 0, 0, 0, 0, 0),
-    "turn.closed": (0, 0, 0, 0, 0, 0, 1, 0, 0, 0),
-    "turn.request_logged": (1, 3, 3, 3, 2, 3, 3, 2, 3, 4),
-    "turn.response_arrived": (1, 3, 3, 3, 2, 3, 3, 2, 2, 4),
-    "turn.before_judging": (0, 0, 0, 0, 0, 0, 0, 1, 0, 0),
-    "turn.calls_judged": (0, 0, 0, 0, 0, 0, 0, 1, 0, 0),
-    "turn.response_logged": (1, 3, 3, 3, 2, 3, 3, 2, 2, 4),
-    "hands.bound": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    "hands.created": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    "hands.recorded": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    "hands.attached": (0, 0, 0, 2, 2, 1, 0, 0, 0, 0),
-    "hands.before_call": (0, 2, 3, 2, 1, 2, 1, 1, 1, 2),
-    "turn.outcome_arrived": (0, 2, 3, 2, 1, 1, 1, 1, 1, 2),
-    "turn.outcome_logged": (0, 2, 3, 3, 1, 1, 1, 2, 1, 2),
-    "hands.acknowledged": (0, 2, 3, 2, 1, 1, 1, 1, 1, 2),
-    "hands.cancelled": (0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
-    "hands.output_stored": (0, 1, 1, 1, 1, 0, 0, 1, 1, 1),
-    "hands.output_recorded": (0, 1, 1, 1, 1, 0, 0, 1, 1, 1),
-    "turn.before_idle": (1, 1, 1, 3, 3, 1, 2, 1, 1, 1),
-    "append.before_write": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11),
-    "append.before_commit": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11),
-    "batch.committed": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11),
-    "hints.before": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11),
+    "worker.registered": (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    "worker.claimed": (1, 1, 1, 3, 3, 2, 2, 1, 2, 1, 2),
+    "turn.loaded": (1, 1, 1, 3, 3, 2, 2, 1, 2, 1, 2),
+    "turn.answers_logged": (0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0),
+    "turn.closed": (0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
+    "turn.request_logged": (1, 3, 3, 3, 2, 3, 3, 2, 3, 4, 2),
+    "turn.response_arrived": (1, 3, 3, 3, 2, 3, 3, 2, 2, 4, 2),
+    "turn.before_judging": (0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0),
+    "turn.calls_judged": (0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0),
+    "turn.response_logged": (1, 3, 3, 3, 2, 3, 3, 2, 2, 4, 2),
+    "hands.bound": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    "hands.created": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    "hands.recorded": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    "hands.attached": (0, 0, 0, 2, 2, 1, 0, 0, 0, 0, 1),
+    "hands.before_call": (0, 2, 3, 2, 1, 2, 1, 1, 1, 2, 1),
+    "turn.outcome_arrived": (0, 2, 3, 2, 1, 1, 1, 1, 1, 2, 1),
+    "turn.outcome_logged": (0, 2, 3, 3, 1, 1, 1, 2, 1, 2, 1),
+    "hands.acknowledged": (0, 2, 3, 2, 1, 1, 1, 1, 1, 2, 1),
+    "hands.cancelled": (0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0),
+    "hands.output_stored": (0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1),
+    "hands.output_recorded": (0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1),
+    "turn.before_idle": (1, 1, 1, 3, 3, 1, 2, 1, 1, 1, 2),
+    "append.before_write": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
+    "append.before_commit": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
+    "batch.committed": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
+    "hints.before": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
 }
 
 

@@ -94,6 +94,7 @@ async def test_a_worker_that_fails_leaves_the_log_of_undisturbed_work(rig: Rig, 
     rig.passed.add((name, point, nth, "exception"))
 
 
+@pytest.mark.requirement("EVT-071")
 @pytest.mark.parametrize(("name", "point", "nth"), cases(kill=True))
 async def test_a_worker_that_is_killed_leaves_the_log_of_undisturbed_work(rig: Rig, name: str, point: str, nth: int) -> None:
     await disturbed(rig, name, lambda: rig.kill_a_worker(point, nth))
