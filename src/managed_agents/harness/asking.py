@@ -24,6 +24,7 @@ from managed_agents.harness.response import Response, judged_calls
 
 logger = logging.getLogger(__name__)
 
+BEFORE_JUDGING = faults.register("turn.before_judging", "response complete, policy auto not asked")
 CALLS_JUDGED = faults.register("turn.calls_judged", "policy auto decided, response not in the log")
 
 
@@ -75,6 +76,7 @@ class Asking:
     async def _judge(self, response: Response, messages: Sequence[dict[str, Any]], agent: dict[str, Any]) -> dict[int, Judgement]:
         if not (calls := judged_calls(response, agent["tools"])):
             return {}
+        faults.reach(BEFORE_JUDGING)
         judge = Judge(self._requester.client, self._requester.models, self._jitter)
         judgements = await judge.judge(agent, messages, calls)
         faults.reach(CALLS_JUDGED)

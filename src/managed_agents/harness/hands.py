@@ -35,6 +35,13 @@ from managed_agents.sandbox.backend import (
 logger = logging.getLogger(__name__)
 
 BOUND = faults.register("hands.bound", "sandbox bound in the database, not created")
+RECORDED = faults.register("hands.recorded", "sandbox recorded as live, nothing called")
+ATTACHED = faults.register("hands.attached", "attached to a sandbox that was there, nothing called")
+BEFORE_CALL = faults.register("hands.before_call", "sandbox open, call not sent")
+ACKNOWLEDGED = faults.register("hands.acknowledged", "outcome in the log, the sandbox has forgotten it")
+CANCELLED = faults.register("hands.cancelled", "running call ended by an interrupt, not in the log")
+OUTPUT_STORED = faults.register("hands.output_stored", "bytes of an output stored, no file refers to them")
+OUTPUT_RECORDED = faults.register("hands.output_recorded", "output is a file, turn not over in the log")
 CREATED = faults.register("hands.created", "sandbox created, not recorded as live")
 OUTPUTS = "/mnt/session/outputs"
 CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
@@ -70,6 +77,7 @@ class SessionHands:
         self._epoch = claim.epoch
         self._binding: Binding | None = None
         self._sandbox: Sandbox | None = None
+        self._handles: list[Sandbox] = []  # all that may hold connections, the one that is gone too
         self._opening = anyio.Lock()
         self._harvested: dict[str, str] | None = None
         self._uploads: list[Upload] = []
@@ -105,6 +113,7 @@ class SessionHands:
         try:
             sandbox = await self._open()
             await self._mount(sandbox)
+            faults.reach(BEFORE_CALL)
             return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX))
         except StaleEpoch:
             raise
@@ -132,6 +141,7 @@ class SessionHands:
         if self._sandbox is not None:
             try:
                 await self._sandbox.ack(tool_use_id)
+                faults.reach(ACKNOWLEDGED)
             except SandboxError as error:
                 logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
 
@@ -143,6 +153,7 @@ class SessionHands:
                     if (sandbox := await self._existing()) is None:
                         return
                     await sandbox.cancel(tool_use_id, self._epoch)
+                    faults.reach(CANCELLED)
                     await sandbox.ack(tool_use_id)
                 except CallUnknown:
                     continue
@@ -151,8 +162,9 @@ class SessionHands:
 
     async def aclose(self) -> None:
         """Drop the connections to the sandbox; it goes on."""
-        if self._sandbox is not None:
-            await self._sandbox.aclose()
+        for handle in self._handles:
+            await handle.aclose()
+        self._handles.clear()
 
     # Outputs
 
@@ -176,6 +188,7 @@ class SessionHands:
             if self._harvested.get(entry.path) == entry.sha256:
                 continue
             blob = await self._hands.blobs.put(sandbox.get(f"{OUTPUTS}/{entry.path}"), limits.FILE_BYTES_MAX)
+            faults.reach(OUTPUT_STORED)
             async with self._hands.db.transaction() as tx:
                 await files.add_output(
                     tx,
@@ -185,6 +198,7 @@ class SessionHands:
                     mime_type=None,
                     blob=blob,
                 )
+            faults.reach(OUTPUT_RECORDED)
             # The file may have changed since it was listed: what was stored is what counts.
             self._harvested[entry.path] = blob.sha256
 
@@ -224,9 +238,12 @@ class SessionHands:
             raise SandboxGone(f"it was on host {self._binding.host}")
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX):
-                return await self._hands.backend.attach(self._binding.sandbox_id)
+                sandbox = await self._hands.backend.attach(self._binding.sandbox_id)
         except TimeoutError as error:
             raise SandboxError("attaching took too long") from error
+        self._handles.append(sandbox)
+        faults.reach(ATTACHED)
+        return sandbox
 
     async def _provision_in_turn(self) -> Sandbox:
         async with self._hands.provisions:
@@ -248,6 +265,7 @@ class SessionHands:
             with anyio.fail_after(PROVISION_SECONDS_MAX):
                 spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)
                 sandbox = await self._hands.backend.provision(spec)
+                self._handles.append(sandbox)
                 self._mounts = {}
                 await self._put_uploads(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
@@ -256,6 +274,7 @@ class SessionHands:
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
             await bindings.set_state(tx, binding.sandbox_id, "live")
+        faults.reach(RECORDED)
         self._binding = binding
         return sandbox
 

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import orjson
 
-from managed_agents.core import ids, limits
+from managed_agents.core import faults, ids, limits
 from managed_agents.core.logs import Trouble
 from managed_agents.db.connection import TROUBLE, connect
 from managed_agents.db.listener import WORK_CHANNEL
@@ -21,6 +21,7 @@ from managed_agents.harness.lease import LOCK_CLASS
 
 logger = logging.getLogger(__name__)
 
+REGISTERED = faults.register("worker.registered", "lock and row in place, nothing claimed")
 RECONNECT_SECONDS = 0.5
 
 
@@ -57,6 +58,7 @@ async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str
         socket.gethostname(),
         os.getpid(),
     )
+    faults.reach(REGISTERED)
     finished = False
 
     async def worked() -> None:

@@ -47,6 +47,8 @@ ANSWERS_LOGGED = faults.register("turn.answers_logged", "the client's decisions 
 TURN_CLOSED = faults.register("turn.closed", "interrupt and idle in the log, the next turn not begun")
 BEFORE_IDLE = faults.register("turn.before_idle", "turn over, idle not in the log")
 
+CLOSE_SECONDS_MAX = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -102,14 +104,17 @@ class SessionRunner:
             LeaseLost, SessionGone, AppendUncertain, SQLAlchemyError: stop; the log is what it is.
         """
         parts = self._parts
-        async with anyio.create_task_group() as group:
-            self._background = group
-            self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
-            try:
-                await self._run()
-            finally:
-                group.cancel_scope.cancel()
-        await self._hands.aclose()
+        try:
+            async with anyio.create_task_group() as group:
+                self._background = group
+                self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
+                try:
+                    await self._run()
+                finally:
+                    group.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                await self._hands.aclose()
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:

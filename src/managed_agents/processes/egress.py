@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from managed_agents.core import addresses
 from managed_agents.core.settings import Settings
@@ -34,7 +35,7 @@ async def run(settings: Settings) -> None:
     assert settings.database_url is not None, "the command line checked it"
     db = Database(settings.database_url.get_secret_value(), pool=settings.db_pool, application_name="managed-agents egress")
     try:
-        await until_signalled(functools.partial(serve, settings, db), lambda: None)
+        await until_signalled(functools.partial(serve, settings, db), checkpoint)
     finally:
         await db.dispose()
 
