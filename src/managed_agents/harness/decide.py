@@ -3,13 +3,16 @@
 There is no recovery path: after a crash another worker folds the same log and gets the same step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import TOOL_CONFIRMATION, QueuedEvent
 from managed_agents.harness.turn import ToolCall, Turn
+
+# spec: the values of `category` in beta_managed_agents_session_refusal_stop_details.py
+REFUSAL_CATEGORIES = ("cyber", "bio", "frontier_llm", "reasoning_extraction", "general_harms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,20 @@ def decide(
         return Rest()
     opens_period = turn.status == "idle"
     if turn.stop_reason == "refusal":
-        details = turn.stop_details or {"type": "refusal", "category": None, "explanation": None}
-        return GoIdle("refusal", details, taken=messages, opens_period=opens_period)
+        return GoIdle("refusal", _refusal_details(turn.stop_details or {}), taken=messages, opens_period=opens_period)
     # The request that crossed the cap has finished the turn: the thread is done, the session accepts nothing more.
     of_session = "budget_reached" if at_cap else None
     return GoIdle("end_turn", taken=messages, opens_period=opens_period, of_session=of_session)
+
+
+def _refusal_details(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What clients are told of a refusal: what the API has a name for, whatever the endpoint said."""
+    category, explanation = told.get("category"), told.get("explanation")
+    return {
+        "type": "refusal",
+        "category": category if category in REFUSAL_CATEGORIES else None,
+        "explanation": explanation if isinstance(explanation, str) else None,
+    }
 
 
 def _with_interrupts(turn: Turn, inbox: Sequence[QueuedEvent], *, last: int) -> tuple[QueuedEvent, ...]:

@@ -12,6 +12,8 @@ import orjson
 
 JsonObject = dict[str, Any]
 
+COUNT_MAX = 1_000_000_000  # of a usage: beyond it an endpoint talks nonsense, and sums would outgrow their columns
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
@@ -122,6 +124,8 @@ class MessageFold:
                 index, block = data["index"], cast("JsonObject", data["content_block"])
                 if index != len(self._content) + len(self._open):
                     raise ValueError(index)
+                if block["type"] == "text" and not isinstance(block.get("text"), str | None):
+                    raise TypeError("text")
                 self._open[index] = _OpenBlock(block)
                 return BlockStarted(index, block)
             case "content_block_delta":
@@ -179,13 +183,16 @@ class MessageFold:
     def _finish(self, message: JsonObject) -> MessageFinished:
         if self._open:
             raise ValueError("message_stop inside a block")
+        model, stop_reason, details = message["model"], message.get("stop_reason"), message.get("stop_details")
+        if not isinstance(model, str) or not isinstance(stop_reason, str | None):
+            raise TypeError("model or stop_reason")
         return MessageFinished(
             id=message["id"],
-            model=message["model"],
-            stop_reason=message.get("stop_reason"),
+            model=model,
+            stop_reason=stop_reason,
             stop_sequence=message.get("stop_sequence"),
-            stop_details=message.get("stop_details"),
-            usage=message["usage"],
+            stop_details=cast("JsonObject", details) if isinstance(details, dict) else None,
+            usage=_counted(message["usage"]),
             content=self._content,
             bad_inputs=self._bad_inputs,
             request_id=self._request_id,
@@ -200,6 +207,18 @@ def _tool_input(raw: str) -> tuple[JsonObject, BadToolInput | None]:
     if not isinstance(value, dict):
         return {}, BadToolInput(raw)
     return cast("JsonObject", value), None
+
+
+def _counted(usage: JsonObject) -> JsonObject:
+    """Return `usage` without the counts that cannot be true: everybody adds them up. Fields we do not know stay as they are."""
+    counted: JsonObject = {}
+    for name, value in usage.items():
+        if name in ("cache_creation", "server_tool_use"):
+            if isinstance(value, dict):
+                counted[name] = _counted(cast("JsonObject", value))
+        elif not name.endswith(("_tokens", "_requests")) or (type(value) is int and 0 <= value <= COUNT_MAX):
+            counted[name] = value
+    return counted
 
 
 def _merged(first: JsonObject, last: JsonObject) -> JsonObject:

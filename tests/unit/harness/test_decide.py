@@ -175,6 +175,13 @@ def test_a_refusal_is_told_with_its_details() -> None:
     assert step_after(events) == GoIdle("refusal", details)
 
 
+@pytest.mark.requirement("EVT-150")
+def test_of_a_refusal_only_what_the_api_has_names_for_is_told() -> None:
+    events, start_id = opened()
+    events += answered(start_id, stop="refusal", details={"category": "weird", "explanation": 5, "more": 1})
+    assert step_after(events) == GoIdle("refusal", {"type": "refusal", "category": None, "explanation": None})
+
+
 def test_a_paused_response_is_continued() -> None:
     events, start_id = opened()
     events += answered(start_id, {"type": "text", "text": "…"}, stop="pause_turn")

@@ -98,3 +98,35 @@ def test_streams_that_would_lose_something_are_broken(events: list[dict[str, Any
 def test_nothing_comes_before_the_start() -> None:
     with pytest.raises(ProtocolBroken):
         MessageFold(None).fold({"type": "message_stop"})
+
+
+@pytest.mark.requirement("EVT-151")
+def test_counts_that_cannot_be_true_are_left_out() -> None:
+    finished = fold(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "refusal", "stop_details": "nope"},
+            "usage": {
+                "input_tokens": "ten",
+                "output_tokens": 10**30,
+                "cache_read_input_tokens": -1,
+                "cache_creation": "none",
+                "server_tool_use": {"web_search_requests": [], "web_fetch_requests": 2},
+                "service_tier": "standard",
+            },
+        }
+    )
+    assert finished.usage == {"x": 1, "server_tool_use": {"web_fetch_requests": 2}, "service_tier": "standard"}
+    assert finished.stop_details is None
+
+
+@pytest.mark.requirement("EVT-151")
+@pytest.mark.parametrize("delta", [{"stop_reason": 7}, {"stop_reason": ["end_turn"]}, {"model": 5}])
+def test_what_is_no_name_breaks_the_protocol(delta: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolBroken):
+        fold({"type": "message_delta", "delta": delta})
+
+
+def test_a_text_block_that_opens_without_text_breaks_the_protocol() -> None:
+    with pytest.raises(ProtocolBroken):
+        fold(*block(0, {"type": "text", "text": 5}))
