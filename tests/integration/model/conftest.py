@@ -10,7 +10,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from managed_agents.model import AnthropicModelClient, Endpoint
+from managed_agents.model.client import AnthropicModelClient
+from managed_agents.model.endpoint import Endpoint
 
 COMMAND = "from managed_agents.scripted_model import scripted_model_command as command; command()"
 KEY = "sk-secret-key"

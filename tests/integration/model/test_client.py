@@ -9,30 +9,31 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from managed_agents.model import (
-    AnthropicModelClient,
+from managed_agents.model.client import AnthropicModelClient, Deadlines
+from managed_agents.model.endpoint import Endpoint
+from managed_agents.model.errors import (
     Auth,
     BadRequest,
-    BadToolInput,
     Billing,
-    BlockFinished,
-    BlockStarted,
     Cut,
-    Deadlines,
-    Endpoint,
-    MessageFinished,
-    MessageStarted,
     ModelError,
-    ModelEvent,
-    ModelRequest,
-    Models,
     Overloaded,
     RateLimited,
     ServerFailed,
     Stalled,
-    TextDelta,
     TooLong,
 )
+from managed_agents.model.events import (
+    BadToolInput,
+    BlockFinished,
+    BlockStarted,
+    MessageFinished,
+    MessageStarted,
+    ModelEvent,
+    ModelRequest,
+    TextDelta,
+)
+from managed_agents.model.models import Models
 
 from .conftest import KEY
 

@@ -2,8 +2,7 @@ import pytest
 from pydantic import SecretStr
 
 from managed_agents.core.settings import Settings
-from managed_agents.model import resolve_endpoint
-from managed_agents.model.endpoint import is_loopback_host
+from managed_agents.model.endpoint import is_loopback_host, resolve_endpoint
 
 
 def settings(**given: object) -> Settings:

@@ -2,8 +2,7 @@ from decimal import Decimal
 
 import pytest
 
-from managed_agents.model import list_cost, runtime_cost, web_search_cost
-from managed_agents.model.prices import price_table
+from managed_agents.model.prices import list_cost, price_table, runtime_cost, web_search_cost
 
 MILLION = 1_000_000
 
