@@ -12,6 +12,8 @@ import pytest
 from managed_agents.harness.brain import StandardHarness
 from managed_agents.harness.compaction import INSTRUCTION
 from managed_agents.harness.prompt import Brief, rules_of
+from managed_agents.harness.tools import definitions
+from managed_agents.harness.tools.web import NO_PROVIDER
 from managed_agents.scripted_model import Reply, Request, fail, refuse, stop_reason, text, thinking, tool_use
 from managed_agents.scripted_model.catalog import find_model
 from tests.replay.conftest import CONTEXT_TOKENS
@@ -79,7 +81,10 @@ async def record(server: Stack, name: str) -> Recording:
     row = find_model(model).listing()
     rules = rules_of(CONTEXT_TOKENS, row["max_tokens"], row["capabilities"])
     requests = [record.raw for record in server.recorder.since(before)]
-    return Recording(Brief(session.agent.to_dict(), rules), await log_of(server.db, session.id), requests)
+    agent = session.agent.to_dict()
+    # As a worker without a search provider sees it.
+    agent["tools"] = definitions.available(agent["tools"], {"web_search": NO_PROVIDER})
+    return Recording(Brief(agent, rules), await log_of(server.db, session.id), requests)
 
 
 @pytest.mark.parametrize("name", SESSIONS)
