@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -414,7 +413,7 @@ async def _running(
                 db=worker_db,
                 appender=appender,
                 requester=ModelRequester(client, Models(client.anthropic)),
-                hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), socket.gethostname()),
+                hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), settings.host_name, settings.sandbox_image),
                 harnesses={STANDARD: StandardHarness(), **variant.harnesses},
                 previews=previews,
                 jitter=lambda: 0.0,
@@ -462,7 +461,9 @@ async def _running(
                         http,
                         replies,
                         backend,
-                        SandboxCollector(worker_db, backend, host=socket.gethostname(), idle_seconds=300.0),
+                        SandboxCollector(
+                            worker_db, backend, blobs, host=settings.host_name, idle_seconds=300.0, parked_seconds=3600.0
+                        ),
                         environment.id,
                         model.state.model.recorder,
                     )

@@ -20,6 +20,7 @@ from managed_agents.core import limits
 from managed_agents.db.engine import Tx
 
 SUSPECT_CRASHES = 2
+HOST_CHANCE_SECONDS = 2.0  # for the host of a stopped sandbox, which starts faster than it is restored
 LOCK_CLASS = 0x6D61  # first key of the two-key advisory locks: ours, among whatever else uses the database
 
 _CLAIMABLE = """
@@ -28,6 +29,13 @@ _CLAIMABLE = """
     AND (input_seq > handled_seq OR due_at <= clock_timestamp())
     AND (not_before IS NULL OR not_before <= clock_timestamp())
     AND (CAST(:ids AS text[]) IS NULL OR id = ANY(CAST(:ids AS text[])))
+    -- A sandbox belongs to a host. While that lives, its workers have the session; one that is stopped, and so has a snapshot,
+    -- is theirs for a moment only.
+    AND coalesce((
+        SELECT b.state NOT IN ('live', 'stopping', 'stopped') OR b.host = (SELECT host FROM workers WHERE id = :worker)
+            OR b.state = 'stopped' AND sessions.updated_at < clock_timestamp() - make_interval(secs => :chance)
+            OR NOT EXISTS (SELECT 1 FROM hosts h WHERE h.name = b.host AND h.alive_until > clock_timestamp())
+        FROM sandboxes b WHERE b.session_id = sessions.id ORDER BY b.generation DESC LIMIT 1), true)
 """
 _CLAIM = text(f"""
     WITH free AS (
@@ -102,7 +110,12 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
     """
     rows = await tx.execute(
         _CLAIM,
-        {"worker": worker_id, "limit": limit, "ids": None if session_ids is None else list(session_ids)},
+        {
+            "worker": worker_id,
+            "limit": limit,
+            "ids": None if session_ids is None else list(session_ids),
+            "chance": HOST_CHANCE_SECONDS,
+        },
     )
     return [
         Claim(

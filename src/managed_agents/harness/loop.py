@@ -206,6 +206,7 @@ class SessionRunner:
             assert self._background is not None
             self._prepared = True
             self._background.start_soon(self._hands.prepare)
+            self._background.start_soon(self._hands.keep_safe)
 
     # Appending
 

@@ -62,7 +62,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        await heartbeat.live(self._db.url, ttl_seconds=self._ttl_seconds, work=self._work)
+        await heartbeat.live(self._db.url, host=self._parts.hands.host, ttl_seconds=self._ttl_seconds, work=self._work)
 
     async def _work(self, worker_id: str) -> None:
         self._running.clear()

@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import random
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
@@ -35,10 +34,12 @@ from managed_agents.reconcilers import blob_collector
 from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
-from managed_agents.resources.files.service import referenced
+from managed_agents.resources.files.service import referenced as files_referenced
+from managed_agents.resources.sessions import snapshots
 from managed_agents.sandbox.backend import Limits, SandboxBackend, SandboxError, SandboxSpec
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
+from managed_agents.sandbox.packages import InstallSettings
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ async def run(settings: Settings) -> None:
             "scripted model when neither is set.)"
         )
     backend = sandbox_backend(settings, endpoint)
-    host = socket.gethostname()
+    host = settings.host_name
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents worker")
     blobs = blob_store(settings)
     doorbell = Doorbell(database_url)
@@ -79,13 +80,21 @@ async def run(settings: Settings) -> None:
         db=db,
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
-        hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
+        hands=Hands(db, backend, blobs, sandbox_spec(settings), host, settings.sandbox_image, settings.sandbox_snapshot_seconds),
         harnesses=harnesses_of(settings),
         previews=previews,
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
-    collector = SandboxCollector(db, backend, host=host, idle_seconds=settings.sandbox_idle_seconds)
+    collector = SandboxCollector(
+        db,
+        backend,
+        blobs,
+        host=host,
+        idle_seconds=settings.sandbox_idle_seconds,
+        parked_seconds=settings.sandbox_parked_seconds,
+    )
+    references = [files_referenced, snapshots.referenced]
 
     async def work() -> None:
         async with anyio.create_task_group() as group:
@@ -95,9 +104,7 @@ async def run(settings: Settings) -> None:
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
             group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
-            group.start_soon(
-                _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
-            )
+            group.start_soon(_forever, "blob collector", lambda: blob_collector.collect(db, blobs, references), BLOB_LOOK_SECONDS)
             async with serving_operations(settings, db):
                 await worker.run()
 
@@ -164,6 +171,9 @@ def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
             runtime=settings.sandbox_runtime,
             data_dir=settings.data_dir,
             run_dir=settings.effective_run_dir,
+            installs=InstallSettings(
+                settings.packages_network, install_environment(settings), settings.extra_ca, settings.packages_seconds
+            ),
         )
     if not endpoint.is_loopback and not settings.local_sandbox_unsafe:
         raise CannotStart(
@@ -171,6 +181,19 @@ def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
             "docker, or set MANAGED_AGENTS_LOCAL_SANDBOX_UNSAFE=true if commands of the model may run here unprotected."
         )
     return LocalBackend(data_dir=settings.data_dir, run_dir=settings.effective_run_dir, uid_base=settings.sandbox_uid_base)
+
+
+def install_environment(settings: Settings) -> dict[str, str]:
+    """The variables that installs of packages get.
+
+    Raises:
+        CannotStart: one of them is not NAME=value.
+    """
+    pairs = [item.partition("=") for item in settings.packages_environment.split()]
+    for name, equals, _ in pairs:
+        if not (equals and name.isidentifier()):
+            raise CannotStart(f"MANAGED_AGENTS_PACKAGES_ENVIRONMENT: {name[:100]!r} is not NAME=value")
+    return {name: value for name, _, value in pairs}
 
 
 def installation_of(data_dir: Path) -> str:

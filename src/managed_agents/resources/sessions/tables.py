@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import DateTime, ForeignKey, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -44,7 +44,16 @@ class SandboxRow(Base):
     host: Mapped[str] = mapped_column(Text)
     # What was mounted into it: path → SHA-256. Its owner compares this with the session's resources.
     mounts: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
-    state: Mapped[str] = mapped_column(Text)  # provisioning | live | destroyed
+    # provisioning | live | stopping | stopped | destroyed
+    state: Mapped[str] = mapped_column(Text)
+    # The environment's packages as of the session's first sandbox: later ones are made alike.
+    packages: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # What the model is to be told of this sandbox, with the first outcome; null once that is in the log.
+    note: Mapped[str | None] = mapped_column(Text)
+    # When calls may last have run in it; null while it never was live.
+    used_at: Mapped[datetime | None] = mapped_column(INSTANT)
+    # When the state that it holds began: its own creation, or that of the sandbox whose snapshot was restored into it.
+    since: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     created_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     last_used_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
 
@@ -52,6 +61,19 @@ class SandboxRow(Base):
         Index("uq_sandboxes_session_id_generation", "session_id", "generation", unique=True),
         Index("ix_sandboxes_host", "host", postgresql_where=text("state <> 'destroyed'")),
     )
+
+
+class SandboxSnapshotRow(Base):
+    """The newest snapshot of a session's sandbox: where a sandbox made after a loss begins."""
+
+    __tablename__ = "sandbox_snapshots"
+
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    generation: Mapped[int] = mapped_column(Integer)
+    sha256: Mapped[str] = mapped_column(Text, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    since: Mapped[datetime] = mapped_column(INSTANT)
+    taken_at: Mapped[datetime] = mapped_column(INSTANT)  # when it was begun
 
 
 RESOURCES = cast(Table, SessionResourceRow.__table__)
