@@ -45,12 +45,6 @@ CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
             "config.networking.type",
             marks=pytest.mark.requirement("ENV-902"),
         ),
-        pytest.param(
-            ENVIRONMENTS,
-            {"config": {"type": "cloud", "packages": {"pip": ["requests"]}}},
-            "config.packages.pip",
-            marks=pytest.mark.requirement("ENV-904"),
-        ),
         pytest.param(ENVIRONMENTS, {"config": {"type": "self_hosted"}}, "config.type", marks=pytest.mark.requirement("ENV-905")),
         pytest.param(ENVIRONMENTS, {"scope": "account"}, "scope", marks=pytest.mark.requirement("ENV-903")),
         pytest.param(

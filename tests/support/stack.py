@@ -188,6 +188,7 @@ class Stack:
     http: httpx.AsyncClient
     replies: ScriptedReplies
     backend: SandboxBackend
+    blobs: LocalBlobStore
     collector: SandboxCollector
     environment_id: str
     recorder: Recorder
@@ -461,6 +462,7 @@ async def _running(
                         http,
                         replies,
                         backend,
+                        blobs,
                         SandboxCollector(
                             worker_db, backend, blobs, host=settings.host_name, idle_seconds=300.0, parked_seconds=3600.0
                         ),

@@ -127,12 +127,11 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
         "config.networking.allow_package_managers: ",
         {"config": {"type": "cloud", "networking": {**LIMITED, "allow_package_managers": True}}},
     ),
-    ("config.packages.pip: ", {"config": {"type": "cloud", "packages": {"pip": ["x"]}}}),
     ("scope: ", {"scope": "account"}),
 ]
 
 
-@pytest.mark.requirement("ENV-902", "ENV-903", "ENV-904", "ENV-905")
+@pytest.mark.requirement("ENV-902", "ENV-903", "ENV-905")
 @pytest.mark.parametrize(("path", "fields"), REFUSED)
 async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     made = await client.beta.environments.create(name="e")
