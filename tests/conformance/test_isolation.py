@@ -76,8 +76,17 @@ async def test_a_foreign_cursor_shows_nothing_foreign(server: Stack) -> None:
     mine, other = await server.session(["a"]), await server.session(["b"])
     await server.turn(mine)
     cursor = (await server.raw("GET", f"/v1/sessions/{mine.id}/events?limit=1")).json()["next_page"]
-    answer = await server.raw("GET", f"/v1/sessions/{other.id}/events?page={cursor}")
-    assert answer.json()["data"] == []
+    assert await server.refused("GET", f"/v1/sessions/{other.id}/events?page={cursor}") == "invalid page cursor"
+
+
+@pytest.mark.requirement("CNV-042")
+async def test_a_cursor_is_good_for_the_list_of_its_own_parent(server: Stack) -> None:
+    one, two = await server.agent(), await server.agent()
+    for agent in (one, two):
+        await server.client.beta.agents.update(agent.id, name="changed")
+    cursor = (await server.raw("GET", f"/v1/agents/{one.id}/versions?limit=1")).json()["next_page"]
+    assert (await server.raw("GET", f"/v1/agents/{one.id}/versions?page={cursor}")).status_code == 200
+    assert await server.refused("GET", f"/v1/agents/{two.id}/versions?page={cursor}") == "invalid page cursor"
 
 
 @pytest.mark.requirement("CNV-028", "CNV-033", "CNV-066", "OBS-021")
@@ -128,7 +137,7 @@ async def test_headers_of_every_answer(server: Stack) -> None:
     assert "anthropic-workspace-id" not in refused.headers
 
 
-@pytest.mark.requirement("CNV-027")
+@pytest.mark.requirement("ORG-003")
 async def test_a_viewer_reads_only(server: Stack) -> None:
     session = await server.session()
     viewer = await make_caller(server.db, "viewer", Scope.VIEWER)

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.anyio
 AGENTS, ENVIRONMENTS, SESSIONS = "/v1/agents", "/v1/environments", "/v1/sessions"
 EVENTS = "/v1/sessions/{session}/events"
 MCP = {"type": "url", "name": "x", "url": "https://example.com"}
-CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +40,8 @@ CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
         ),
         pytest.param(
             ENVIRONMENTS,
-            {"config": {"type": "cloud", "networking": {"type": "limited"}}},
-            "config.networking.type",
+            {"config": {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["example.com"]}}},
+            "config.networking.allowed_hosts",
             marks=pytest.mark.requirement("ENV-902"),
         ),
         pytest.param(ENVIRONMENTS, {"config": {"type": "self_hosted"}}, "config.type", marks=pytest.mark.requirement("ENV-905")),
@@ -60,7 +59,6 @@ CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
             marks=pytest.mark.requirement("SES-904"),
         ),
         pytest.param(SESSIONS, {"vault_ids": ["vlt_01x"]}, "vault_ids", marks=pytest.mark.requirement("SES-905")),
-        pytest.param(SESSIONS, {"budget": CENTS}, "budget", marks=pytest.mark.requirement("SES-906")),
         pytest.param(
             EVENTS,
             {"events": [{"type": "user.define_outcome", "description": "x", "rubric": {"type": "text", "content": "y"}}]},

@@ -120,7 +120,7 @@ def refusal() -> Iterator[dict[str, Any]]:
     kept["error"] = raised.value
 
 
-@pytest.mark.requirement("CNV-083")
+@pytest.mark.requirement("CNV-003")
 async def test_every_method_async(server: Stack) -> None:
     calls = Calls(server.client)
     scenario = everything("async")
@@ -144,7 +144,7 @@ async def test_every_method_async(server: Stack) -> None:
     assert methods(AsyncAnthropic(api_key="x")) <= calls.called
 
 
-@pytest.mark.requirement("CNV-083")
+@pytest.mark.requirement("CNV-003")
 async def test_every_method_sync(server: Stack) -> None:
     def run() -> None:
         plain = httpx2.Client(timeout=30.0, trust_env=False, verify=False)

@@ -67,7 +67,7 @@ async def test_update_while_running(server: Stack, held: Gate) -> None:
         ({"vault_ids": None}, "vault_ids"),
         ({"vault_ids": ["vlt_01x"]}, "vault_ids"),
         ({"budget": {"type": "limit"}}, "budget.max_list_cost"),
-        ({"budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}}, "budget: cannot be added"),
+        ({"budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}}, "budget: can only be set"),
         ({"budget": {"type": "limit", "max_list_cost": {"amount": "0", "currency": "USD"}}}, "budget.max_list_cost.amount"),
         ({"budget": {"type": "limit", "max_list_cost": {"amount": "1.5", "currency": "USD"}}}, "budget.max_list_cost.amount"),
         ({"budget": {"type": "limit", "max_list_cost": {"amount": "1", "currency": "EUR"}}}, "budget.max_list_cost.currency"),

@@ -58,7 +58,7 @@ async def test_forth_and_back(server: Stack, order: str) -> None:
     assert ids(await page(server, agent, f"limit=2&order={order}&page={start['next_page']}")) == expected[2:4]
 
 
-@pytest.mark.requirement("CNV-043")
+@pytest.mark.requirement("CNV-082")
 async def test_pages_are_stable_while_sessions_are_made(server: Stack) -> None:
     agent, made = await several(server, 4)
     first = await page(server, agent, "limit=2")
@@ -106,6 +106,17 @@ async def test_a_cursor_knows_its_order_and_its_list(server: Stack) -> None:
     # Another list's cursor.
     assert await server.refused("GET", f"/v1/agents?page={cursor}") == "invalid page cursor"
     assert len(ids(await page(server, agent, f"limit=5&page={cursor}"))) == 1
+
+
+@pytest.mark.requirement("SES-057")
+@pytest.mark.parametrize("path", [PATH, "/v1/agents"])
+async def test_the_furthest_instants_are_taken(server: Stack, path: str) -> None:
+    await several(server, 1)
+    for last in ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999Z"):
+        assert (await server.raw("GET", f"{path}?created_at[gte]={last}")).json()["data"] == []
+        assert (await server.raw("GET", f"{path}?created_at[lte]={last}")).json()["data"] != []
+    assert (await server.raw("GET", f"{path}?created_at[lte]=0001-01-01T00:00:00Z")).json()["data"] == []
+    assert (await server.raw("GET", f"{path}?created_at[gte]=0001-01-01T00:00:00Z")).json()["data"] != []
 
 
 @pytest.mark.requirement("CNV-023", "CNV-038")

@@ -9,7 +9,7 @@ from anthropic import APIConnectionError, AsyncAnthropic
 
 import managed_agents
 from managed_agents.core import faults
-from tests.crash import script, test_waiting
+from tests.crash import script, test_sandbox_lost, test_waiting
 from tests.crash.conftest import Finished, Undisturbed
 from tests.support.cluster import Cluster, history, make_session, say
 from tests.support.following import following
@@ -47,6 +47,9 @@ CHOSEN = {
 }
 
 
+ELSEWHERE = {"idempotency.committed"}  # test_idempotency
+
+
 def cases() -> list[object]:
     return [
         pytest.param(point, nth, id=f"{point}-{nth}", marks=[] if (point, nth) in CHOSEN else pytest.mark.full)
@@ -59,7 +62,7 @@ def test_every_registered_fault_point_is_reached_here() -> None:
     for module in pkgutil.walk_packages(managed_agents.__path__, "managed_agents."):
         if not module.name.endswith((".runner.main", ".zygote")):
             importlib.import_module(module.name)
-    assert set(faults.REGISTERED) == set(WORKER) | set(API) | test_waiting.POINTS
+    assert set(faults.REGISTERED) == set(WORKER) | set(API) | test_waiting.POINTS | test_sandbox_lost.POINTS | ELSEWHERE
 
 
 @pytest.mark.requirement("SES-080")

@@ -29,6 +29,7 @@ EXAMPLE_PAGES = (
     API / "threads.md",
     EVENTS_PAGE,
     API / "permissions.md",
+    API / "web-tools.md",
     API / "files.md",
     API / "organization.md",
     ERRORS_PAGE,

@@ -46,7 +46,7 @@ from managed_agents.harness.worker import Worker
 from managed_agents.model.client import AnthropicModelClient, Deadlines
 from managed_agents.model.endpoint import Endpoint
 from managed_agents.model.models import Models
-from managed_agents.processes.worker import sandbox_backend, sandbox_spec
+from managed_agents.processes.worker import sandbox_backend, sandbox_spec, web_tools
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.keys.service import KeyDirectory
@@ -350,12 +350,15 @@ async def _straight(base_url: str) -> AsyncIterator[str]:
 
 @dataclass(frozen=True)
 class Variant:
-    """What may differ between stacks: the model's context, what stands before it, how long it may be silent, more harnesses."""
+    """What may differ between stacks: the model's context, what stands before it, how long it may be silent, more harnesses,
+    other settings.
+    """
 
     context_tokens: int | None = None
     before_model: Callable[[str], AbstractAsyncContextManager[str]] = _straight
     deadlines: Deadlines | None = None
     harnesses: Mapping[str, Harness] = field(default_factory=dict[str, Harness])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @asynccontextmanager
@@ -389,6 +392,7 @@ async def _running(
         sandbox=sandbox,
         sandbox_memory_bytes=512 * 1024**2,
         sandbox_disk_bytes=256 * 1024**2,
+        **variant.settings,
     )
     api_db = Database(database_url, pool=10, application_name="test api")
     worker_db = Database(database_url, pool=10, application_name="test worker")
@@ -397,6 +401,7 @@ async def _running(
         client = AnthropicModelClient(endpoint, deadlines=variant.deadlines)
         backend = sandbox_backend(settings, endpoint)
         blobs = LocalBlobStore(directory / "blobs")
+        host = settings.effective_host_name
         try:
             hub, doorbell = Hub(api_db), Doorbell(database_url)
             hints = Hints(hub, doorbell)
@@ -404,8 +409,9 @@ async def _running(
                 db=api_db,
                 keys=KeyDirectory(api_db, HMAC_KEY),
                 blobs=blobs,
-                sessions=Sessions(api_db, hints),
+                sessions=Sessions(api_db, hints, web_search=settings.web_search is not None),
                 events=SessionEvents(api_db, hints, hub),
+                web_search=settings.web_search is not None,
             )
             worker_doorbell = Doorbell(database_url)
             previews = PreviewSender(database_url)
@@ -414,9 +420,12 @@ async def _running(
                 db=worker_db,
                 appender=appender,
                 requester=ModelRequester(client, Models(client.anthropic)),
-                hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), settings.host_name, settings.sandbox_image),
+                hands=Hands(
+                    worker_db, backend, blobs, sandbox_spec(settings), settings.effective_host_name, settings.sandbox_image
+                ),
                 harnesses={STANDARD: StandardHarness(), **variant.harnesses},
                 previews=previews,
+                web=web_tools(settings, client),
                 jitter=lambda: 0.0,
             )
             worker = Worker(parts, turns_max=100, ttl_seconds=15.0)
@@ -464,7 +473,12 @@ async def _running(
                         backend,
                         blobs,
                         SandboxCollector(
-                            worker_db, backend, blobs, host=settings.host_name, idle_seconds=300.0, parked_seconds=3600.0
+                            worker_db,
+                            backend,
+                            blobs,
+                            host=settings.effective_host_name,
+                            idle_seconds=300.0,
+                            parked_seconds=3600.0,
                         ),
                         environment.id,
                         model.state.model.recorder,

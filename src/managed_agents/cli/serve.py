@@ -19,11 +19,15 @@ _API = (
     "rate_limits",
     "rate_limit_creates_per_minute",
     "rate_limit_reads_per_minute",
+    "connections",
+    "streams",
+    "body_memory_bytes",
 )
 _WORKER = (
     "metrics_port",
     "harnesses",
     "worker_turns",
+    "drain_seconds",
     "lease_ttl_seconds",
     "model_base_url",
     "model_api_key",

@@ -12,7 +12,7 @@ import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from managed_agents.core import limits
+from managed_agents.core import addresses, limits
 
 
 def default_data_dir() -> Path:
@@ -54,10 +54,8 @@ class Settings(BaseSettings):
         3600.0, ge=0, description="Time after which a stopped sandbox that is in a snapshot gives its disk back."
     )
     sandbox_snapshot_seconds: float = Field(600.0, gt=0, description="Time between snapshots of a sandbox at work.")
-    host_name: str = Field(
-        default_factory=socket.gethostname,
-        min_length=1,
-        description="This host's name, unique among all that share the database.",
+    host_name: str | None = Field(
+        None, min_length=1, description="This host's name, unique among those that share the database; the machine's when unset."
     )
     packages_network: str = Field("bridge", description="Engine network in which packages of environments are installed.")
     packages_environment: str = Field(
@@ -70,6 +68,15 @@ class Settings(BaseSettings):
     extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
+    web_search: str | None = Field(
+        None,
+        pattern=r"^(messages-api|brave|(searxng|brave)\+https?://[^\s]+)$",
+        description="Who answers `web_search`: `messages-api`, `brave` or `searxng+URL`; nobody when unset.",
+    )
+    web_search_api_key: SecretStr | None = Field(None, description="Key of the search provider, where it takes one (Brave).")
+    web_allowed_networks: str = Field(
+        "", description="Networks beside the public ones that `web_fetch` may reach, as CIDR, comma separated."
+    )
     script: Path | None = Field(
         None, description="Script of the scripted model, where `up` starts it because no model is configured."
     )
@@ -81,6 +88,13 @@ class Settings(BaseSettings):
         "",
         description="More harnesses for agents to choose by their metadata `managed_agents.harness`: `name=module:object`, "
         "comma separated; the object is called without arguments.",
+    )
+    drain_seconds: float = Field(
+        20.0,
+        ge=0,
+        le=3600,
+        description="How long a worker that was told to stop waits for model requests and tool calls under way before it "
+        "gives them up; sessions go to other workers step by step. `up` does not wait: it ends them all.",
     )
     worker_turns: int = Field(200, ge=1, description="Sessions one worker runs at once.")
     rate_limits: Literal["on", "off"] = Field("on", description="Whether requests are counted against rate limits.")
@@ -100,12 +114,23 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
+    @field_validator("web_allowed_networks", mode="after")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        addresses.networks(value)
+        return value
+
     @field_validator("database_url", mode="after")
     @classmethod
     def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("it begins with postgresql://")  # without the value: it holds a password
         return value
+
+    @property
+    def effective_host_name(self) -> str:
+        """`HOST_NAME`, or the machine's."""
+        return self.host_name or socket.gethostname()
 
     @property
     def effective_run_dir(self) -> Path:

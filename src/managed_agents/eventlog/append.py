@@ -36,6 +36,10 @@ class NewInput(Exception):
     """Input arrived that the writer's decision did not know of: decide again."""
 
 
+class BudgetReached(Exception):
+    """The session's budget lets no further model request begin."""
+
+
 class SessionGone(Exception):
     """The session was deleted."""
 
@@ -60,6 +64,7 @@ class Head:
     archived: bool
     deleted: bool
     epoch: int
+    budget_cents: int | None
     last_seq: int
     last_processed_at: datetime | None
     last_inbox_seq: int
@@ -87,7 +92,7 @@ class Head:
                 at = max(at, self.last_processed_at + _MICROSECOND)
             assert self.last_processed_at is None or at > self.last_processed_at
             thread = self.threads.get(event.thread_id)
-            if event.type in fold.THREAD_TYPES:
+            if event.type in fold.THREAD_TYPES or event.usage is not None:
                 self.touched_threads.add(event.thread_id)
             fold.apply(self.state, thread, event.type, at, event.usage)
             fold.apply_call(self.state, event.type, event.id, event.tool_use_id, event.awaits)
@@ -107,6 +112,11 @@ class Head:
             self.events.append((event, row, at))
             stored.append(row)
         return stored
+
+    @property
+    def at_cap(self) -> bool:
+        """Whether the budget is used up now, to the microsecond of the lock."""
+        return fold.at_cap(self.budget_cents, self.state.totals, self.state.active.until(self.at))
 
     def enqueue(self, events: Iterable[NewEvent], *, maximum: int) -> list[QueuedEvent]:
         """Stage client events that have to wait.
@@ -128,21 +138,22 @@ class Head:
 
     def _usage_payload(self, event_id: str, at: datetime) -> bytes:
         usage = fold.usage_json(self.state.totals, self.state.active.until(at), measured=self.state.requests > 0, runtime=True)
-        return orjson.dumps({"type": "session.usage", "id": event_id, "usage": usage, "budget": None})
+        budget = fold.budget_json(self.budget_cents)
+        return orjson.dumps({"type": "session.usage", "id": event_id, "usage": usage, "budget": budget})
 
 
 # The order of the fields of `Head`, then of its state: rows are unpacked by position, this is the hottest read there is. From
 # `last_inbox_seq` on it is the order of `_SESSION_COLUMNS` too, so that what has changed is seen in one comparison.
 _HEAD_COLUMNS = """
     s.id, s.workspace_id, s.primary_thread_id, s.agent->>'name', clock_timestamp(), s.archived_at IS NOT NULL,
-    s.deleted_at IS NOT NULL, s.epoch, s.last_seq, s.last_processed_at, s.last_inbox_seq, s.inbox_count, s.input_seq,
-    s.handled_seq, s.due_at, s.not_before, s.crashes, s.owner,
+    s.deleted_at IS NOT NULL, s.epoch, s.budget_cents, s.last_seq, s.last_processed_at, s.last_inbox_seq, s.inbox_count,
+    s.input_seq, s.handled_seq, s.due_at, s.not_before, s.crashes, s.owner,
     s.status, s.active_seconds, s.running_since, s.requests, s.threads_running, s.threads_active_seconds,
     s.threads_since, s.terminated_at, s.waiting, s.input_tokens, s.output_tokens, s.cache_read_input_tokens,
     s.cache_5m_input_tokens, s.cache_1h_input_tokens, s.web_searches, s.token_cost
 """
-_HEAD_FIELDS = 18
-_FOLLOWING = 10
+_HEAD_FIELDS = 19
+_FOLLOWING = 11
 _LOCK_ONE = text(f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id FOR UPDATE OF s")
 _LOCK_ONE_SCOPED = text(
     f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = :id AND s.workspace_id = :workspace_id FOR UPDATE OF s"
@@ -227,7 +238,7 @@ async def lock(tx: Tx, session_id: str, *, workspace_id: str | None = None) -> H
 async def lock_available(tx: Tx, session_ids: Sequence[str], *, threads_of: Collection[str]) -> dict[str, Head]:
     """Lock those of `session_ids` that nobody holds, in id order (the order that rules out deadlocks).
 
-    Threads are loaded for the sessions in `threads_of`: those that will get events of `fold.THREAD_TYPES`.
+    Threads are loaded for the sessions in `threads_of`: those that will get events that change a thread row.
     """
     heads: dict[str, Head] = {}
     for row in (await tx.execute(_LOCK_MANY, {"ids": list(session_ids)})).all():

@@ -51,13 +51,17 @@ class Rest:
 
 @dataclass(slots=True)
 class Append:
-    """One caller's group: guards, events, inbox ids taken up with them, and perhaps the release of the lease."""
+    """One caller's group: guards, events, inbox ids taken up with them, and perhaps the release of the lease.
+
+    `within_budget`: nothing is appended when the session's budget is used up at that very position.
+    """
 
     session_id: str
     events: Sequence[NewEvent]
     owner: str
     epoch: int
     expect_input_seq: int | None = None
+    within_budget: bool = False
     taken: Sequence[QueuedEvent] = ()
     rest: Rest | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
@@ -68,13 +72,13 @@ class Append:
     @property
     def changes_threads(self) -> bool:
         """Whether any event of the group is folded into a thread row."""
-        return any(event.type in fold.THREAD_TYPES for event in self.events)
+        return any(event.type in fold.THREAD_TYPES or event.usage is not None for event in self.events)
 
     def stage(self, head: log.Head | None) -> None:
         """Check the guards against the locked row and stage.
 
         Raises:
-            SessionGone, LeaseLost, NewInput: see `append.py`.
+            SessionGone, LeaseLost, NewInput, BudgetReached: see `append.py`.
         """
         if head is None or head.deleted:
             raise log.SessionGone
@@ -82,6 +86,8 @@ class Append:
             raise log.LeaseLost
         if self.expect_input_seq is not None and head.input_seq != self.expect_input_seq:
             raise log.NewInput
+        if self.within_budget and head.at_cap:
+            raise log.BudgetReached
         self.stored = head.append(self.events)
         if head.crashes and any(event.type.startswith(_PROGRESS) for event in self.events):
             # Whatever crashed before, this owner came further.
@@ -132,7 +138,7 @@ class Appender:
         the group to be written or not; its events are not known to have happened.
 
         Raises:
-            LeaseLost, NewInput, SessionGone, TakenAlready: nothing was written.
+            LeaseLost, NewInput, BudgetReached, SessionGone, TakenAlready: nothing was written.
             AppendUncertain: nobody knows.
         """
         self._waiting.append(group)
@@ -218,7 +224,7 @@ class Appender:
     def _staged(self, group: Append, head: log.Head | None) -> bool:
         try:
             group.stage(head)
-        except (log.SessionGone, log.LeaseLost, log.NewInput) as error:
+        except (log.SessionGone, log.LeaseLost, log.NewInput, log.BudgetReached) as error:
             self._fail(group, error)
             return False
         except Exception as error:  # a bug in one caller's events must not take the others down

@@ -227,8 +227,10 @@ def running(thread_id: str, agent_name: str) -> list[NewEvent]:
     ]
 
 
-def idle(thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json | None = None) -> list[NewEvent]:
-    """The three events that close a running period, in their fixed order."""
+def idle(
+    thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json | None = None, *, of_session: Json | None = None
+) -> list[NewEvent]:
+    """The three events that close a running period, in their fixed order. `of_session` is its reason where it differs."""
     return [
         new_event(
             "session.thread_status_idle",
@@ -241,7 +243,7 @@ def idle(thread_id: str, agent_name: str, stop_reason: Json, stop_details: Json 
             },
         ),
         usage_event(thread_id),
-        new_event("session.status_idle", thread_id, {"stop_reason": stop_reason, "stop_details": stop_details}),
+        new_event("session.status_idle", thread_id, {"stop_reason": of_session or stop_reason, "stop_details": stop_details}),
     ]
 
 
@@ -312,13 +314,19 @@ def span_end(
     )
 
 
-def tool_result(thread_id: str, tool_use_id: str, content: Sequence[Json], *, is_error: bool) -> NewEvent:
-    """`agent.tool_result` for the tool use event `tool_use_id`, repaired where the model API would refuse it."""
+def tool_result(
+    thread_id: str, tool_use_id: str, content: Sequence[Json], *, is_error: bool, usage: SpanUsage | None = None
+) -> NewEvent:
+    """`agent.tool_result` for the tool use event `tool_use_id`, repaired where the model API would refuse it.
+
+    `usage` is what the call itself cost.
+    """
     return new_event(
         "agent.tool_result",
         thread_id,
         {"tool_use_id": tool_use_id, "content": repaired(content, is_error=is_error), "is_error": is_error},
         tool_use_id=tool_use_id,
+        usage=usage,
     )
 
 

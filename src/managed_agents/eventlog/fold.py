@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from managed_agents.eventlog.events import SpanUsage
+from managed_agents.eventlog.events import Json, SpanUsage
 
 RUNTIME_DOLLARS_PER_HOUR = Decimal("0.08")  # spec: pricing, session runtime
 
@@ -24,7 +24,7 @@ class Totals:
     cache_5m_input_tokens: int = 0
     cache_1h_input_tokens: int = 0
     web_searches: int = 0
-    token_cost: Decimal | None = Decimal(0)
+    token_cost: Decimal | None = Decimal(0)  # searches included
 
     def add(self, usage: SpanUsage) -> None:
         """Add one request. A cost once unknown stays unknown."""
@@ -104,7 +104,7 @@ _THREAD_STATUS = {
 }
 _ANSWERS = frozenset({"agent.tool_result", "user.custom_tool_result", "user.tool_confirmation"})
 THREAD_TYPES = frozenset(_THREAD_STATUS) | {"span.model_request_end"}
-"""Types that change a thread row."""
+"""Types that change a thread row; so does any event with a usage."""
 
 
 def apply(
@@ -127,12 +127,13 @@ def apply(
     elif (status := _THREAD_STATUS.get(event_type)) is not None:
         assert thread is not None
         _thread_status(session, thread, status, at)
-    elif event_type == "span.model_request_end":
-        assert thread is not None
+    if event_type == "span.model_request_end":
         session.requests += 1
-        if usage is not None:
-            session.totals.add(usage)
-            thread.totals.add(usage)
+    if usage is not None:
+        # Of a model request, or of a tool that costs something itself.
+        assert thread is not None
+        session.totals.add(usage)
+        thread.totals.add(usage)
 
 
 def apply_call(session: SessionState, event_type: str, event_id: str, tool_use_id: str | None, awaits: str | None) -> None:
@@ -163,6 +164,28 @@ def money(dollars: Decimal) -> dict[str, str]:
     return {"amount": str(int(cents)), "currency": "USD"}
 
 
+def spent(totals: Totals, active_seconds: float) -> Decimal | None:
+    """Exact list cost of a session in US dollars, running time included; None when a model without a list price was used."""
+    if totals.token_cost is None:
+        return None
+    return totals.token_cost + RUNTIME_DOLLARS_PER_HOUR * Decimal(str(active_seconds)) / 3600
+
+
+def at_cap(budget_cents: int | None, totals: Totals, active_seconds: float) -> bool:
+    """Whether the budget lets no further model request begin. A cost that nobody knows is over any budget."""
+    if budget_cents is None:
+        return False
+    dollars = spent(totals, active_seconds)
+    return dollars is None or dollars * 100 >= budget_cents
+
+
+def budget_json(budget_cents: int | None) -> Json | None:
+    """The `budget` object of a session. spec: beta_managed_agents_budget_limit.py"""
+    if budget_cents is None:
+        return None
+    return {"type": "limit", "max_list_cost": {"amount": str(budget_cents), "currency": "USD"}}
+
+
 def usage_json(totals: Totals, active_seconds: float, *, measured: bool, runtime: bool) -> dict[str, Any]:
     """The `usage` object of a session or thread.
 
@@ -182,9 +205,6 @@ def usage_json(totals: Totals, active_seconds: float, *, measured: bool, runtime
         "active_seconds": round(active_seconds, 6),
         "server_tool_use": {"web_search_requests": totals.web_searches, "web_fetch_requests": 0},
     }
-    if totals.token_cost is not None:
-        spent = totals.token_cost
-        if runtime:
-            spent += RUNTIME_DOLLARS_PER_HOUR * Decimal(str(active_seconds)) / 3600
-        usage["list_cost"] = money(spent)
+    if (dollars := spent(totals, active_seconds if runtime else 0.0)) is not None:
+        usage["list_cost"] = money(dollars)
     return usage

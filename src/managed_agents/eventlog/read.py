@@ -23,6 +23,10 @@ _FROM_CHECKPOINT = text(
     f"(SELECT max(seq) FROM events WHERE session_id = :session_id AND type = '{CHECKPOINT}'), 0) ORDER BY seq LIMIT :limit"
 )
 _PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+_OF_TYPES = text(
+    f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND thread_id = :thread_id AND for_model "
+    "AND type = ANY(CAST(:types AS text[])) ORDER BY seq"
+)
 
 
 def _bounded(body: str, key: str, source: str, order: str) -> str:
@@ -69,6 +73,12 @@ async def from_checkpoint(tx: Tx, session_id: str, *, limit: int) -> list[Stored
 async def public_after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
     """Events past `seq` as clients see them, oldest first."""
     rows = await tx.execute(_PUBLIC_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [_stored(row) for row in rows]
+
+
+async def of_types(tx: Tx, session_id: str, thread_id: str, types: Sequence[str]) -> list[StoredEvent]:
+    """A thread's events of some types that the model has seen, without their private parts, oldest first."""
+    rows = await tx.execute(_OF_TYPES, {"session_id": session_id, "thread_id": thread_id, "types": list(types)})
     return [_stored(row) for row in rows]
 
 

@@ -42,7 +42,7 @@ class TotalsMixin:
     cache_5m_input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     cache_1h_input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     web_searches: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # US dollars, exact; null once a model without a list price was used.
+    # US dollars, exact, searches included; null once a model without a list price was used.
     token_cost: Mapped[Decimal | None] = mapped_column(Numeric, server_default="0")
     active_seconds: Mapped[float] = mapped_column(Double, server_default="0")
     running_since: Mapped[datetime | None] = mapped_column(INSTANT)

@@ -48,7 +48,7 @@ class Harness(Protocol):
         ...
 
     def decide(
-        self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, context_full: bool
+        self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, context_full: bool, at_cap: bool
     ) -> decisions.Step:
         """Choose the next step; see `decide.py`."""
         ...
@@ -61,6 +61,6 @@ class StandardHarness:
         return transcripts.Transcript()
 
     def decide(
-        self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, context_full: bool
+        self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, context_full: bool, at_cap: bool
     ) -> decisions.Step:
-        return decisions.decide(turn, inbox, due_in_seconds=due_in_seconds, context_full=context_full)
+        return decisions.decide(turn, inbox, due_in_seconds=due_in_seconds, context_full=context_full, at_cap=at_cap)

@@ -24,6 +24,8 @@ class Context:
     transcript: Transcript
     turn: Turn = field(default_factory=Turn)
     inbox: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
+    # The budget was used up when last looked at; only new input can change that.
+    at_cap: bool = False
 
     def extend(self, events: Iterable[StoredEvent]) -> None:
         """Take events that follow the cursor, in order."""
@@ -78,6 +80,7 @@ class Context:
                 self.inbox = await read.inbox_after(tx, self.session_id)
                 await self._read_on(tx)
                 self.input_seq = input_seq
+                self.at_cap = False
 
     async def _read_on(self, tx: Tx) -> None:
         while rows := await read.after(tx, self.session_id, self.turn.seq, limit=READ_ROWS):

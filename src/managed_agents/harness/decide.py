@@ -65,9 +65,10 @@ class Compact:
 
 @dataclass(frozen=True, slots=True)
 class GoIdle:
-    """The turn is over, or cannot go on before the client has answered `event_ids`.
+    """The turn is over, cannot go on before the client has answered `event_ids`, or not before the budget is raised.
 
-    `taken` is what was sent for later turns; `opens_period` says that a running period has to be shown first.
+    `taken` is what was sent for later turns; `opens_period` says that a running period has to be shown first. `of_session` is
+    the session's reason where it is not the thread's.
     """
 
     stop_reason: str
@@ -75,6 +76,7 @@ class GoIdle:
     event_ids: tuple[str, ...] = ()
     taken: tuple[QueuedEvent, ...] = ()
     opens_period: bool = False
+    of_session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,19 @@ class Rest:
 Step = CloseSpan | Interrupt | TakeAnswers | RunTools | RequestModel | Compact | GoIdle | StopExhausted | Park | Rest
 
 
-def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None = None, context_full: bool = False) -> Step:
+def decide(
+    turn: Turn,
+    inbox: Sequence[QueuedEvent],
+    *,
+    due_in_seconds: float | None = None,
+    context_full: bool = False,
+    at_cap: bool = False,
+) -> Step:
     """Choose the next step of a thread.
 
     `inbox` holds everything that waits, oldest first; `due_in_seconds` is set while a retry is scheduled in the future;
-    `context_full` says that the next request would hardly fit into the model's context.
+    `context_full` says that the next request would hardly fit into the model's context; `at_cap` that an append of the last
+    decision was refused because the budget is used up.
     """
     if turn.status == "terminated":
         return Rest()
@@ -128,6 +138,8 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
         return GoIdle("requires_action", event_ids=waiting)
     messages = tuple(event for event in inbox if event.type in ("user.message", "system.message"))
     if turn.owes_reply or any(event.type == "user.message" for event in messages):
+        if at_cap:
+            return GoIdle("budget_reached", taken=messages, opens_period=turn.status == "idle")
         if turn.rounds >= limits.TOOL_ROUNDS_PER_TURN_MAX + turn.failures:
             return StopExhausted(
                 "tool_use_limit_reached_error",
@@ -143,7 +155,9 @@ def decide(turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | 
     if turn.stop_reason == "refusal":
         details = turn.stop_details or {"type": "refusal", "category": None, "explanation": None}
         return GoIdle("refusal", details, taken=messages, opens_period=opens_period)
-    return GoIdle("end_turn", taken=messages, opens_period=opens_period)
+    # The request that crossed the cap has finished the turn: the thread is done, the session accepts nothing more.
+    of_session = "budget_reached" if at_cap else None
+    return GoIdle("end_turn", taken=messages, opens_period=opens_period, of_session=of_session)
 
 
 def _with_interrupts(turn: Turn, inbox: Sequence[QueuedEvent], *, last: int) -> tuple[QueuedEvent, ...]:

@@ -143,6 +143,19 @@ class SessionHands:
             content.insert(0, {"type": "text", "text": note})
         return Outcome(content, outcome.is_error, outcome.spill_path)
 
+    async def keep(self, path: str, text: str) -> bool:
+        """Write a file for the session's commands to read; False when that failed, which is not the call's failure."""
+        try:
+            sandbox = await self._open()
+            self._used = True
+            await sandbox.put(path, text.encode(errors="replace"), "agent")
+        except StaleEpoch:
+            raise
+        except SandboxError as error:
+            logger.warning("output for %s not kept: %s", self._session_id, error)
+            return False
+        return True
+
     async def acknowledge(self, tool_use_id: str) -> None:
         """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
         if self._told and self._binding is not None and self._binding.note is not None:

@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import orjson
 
 from managed_agents.core import ids, limits
 from managed_agents.core.logs import Trouble
 from managed_agents.db.connection import TROUBLE, connect
+from managed_agents.db.listener import WORK_CHANNEL
 from managed_agents.harness.lease import LOCK_CLASS
 
 logger = logging.getLogger(__name__)
@@ -85,8 +87,13 @@ async def _live_once(connection: Any, *, host: str, ttl_seconds: float, work: Ca
 async def _unregister(connection: Any, worker_id: str) -> None:
     """Free our sessions at once; when that fails the others will, once they see the lock gone."""
     try:
-        await connection.execute("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner = $1", worker_id)
+        freed = await connection.fetch(
+            "UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE owner = $1 RETURNING id", worker_id
+        )
         await connection.execute("DELETE FROM workers WHERE id = $1", worker_id)
+        if freed:
+            # Whoever has room looks for all there is: one id says as much as all of them.
+            await connection.execute("SELECT pg_notify($1, $2)", WORK_CHANNEL, orjson.dumps([freed[0]["id"]]).decode())
     except TROUBLE as error:
         logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
 

@@ -8,6 +8,12 @@ heartbeat's TTL covers a frozen or cut-off worker whose connection lingers.
 A session may be what killed its worker. Each death (and each failure of the harness) without progress since the one before
 counts; the next try waits longer, and a suspect, a session that has seen `SUSPECT_CRASHES` of them, is only run while no other
 suspect is: so the one that kills is found out, and those that merely ran beside it get their chance to make progress.
+
+Claim order, where more waits than there is room for: turns are dealt to workspaces like cards. A session's place is the number
+of sessions of its workspace that run anywhere or have waited longer; the lowest place is claimed first, so a workspace with
+a thousand sessions has no more of the room than one with three, unless nobody else wants it. Within a workspace the oldest
+running period goes first, whatever was sent since: a session that has begun goes on before a new one starts, and a chatty
+client cannot push its own session back.
 """
 
 from collections.abc import Sequence
@@ -24,28 +30,38 @@ HOST_CHANCE_SECONDS = 2.0  # for the host of a stopped sandbox, which starts fas
 LOCK_CLASS = 0x6D61  # first key of the two-key advisory locks: ours, among whatever else uses the database
 
 _CLAIMABLE = """
-    owner IS NULL AND deleted_at IS NULL
+    s.owner IS NULL AND s.deleted_at IS NULL
     AND EXISTS (SELECT 1 FROM workers WHERE id = :worker)
-    AND (input_seq > handled_seq OR due_at <= clock_timestamp())
-    AND (not_before IS NULL OR not_before <= clock_timestamp())
-    AND (CAST(:ids AS text[]) IS NULL OR id = ANY(CAST(:ids AS text[])))
+    AND (s.input_seq > s.handled_seq OR s.due_at <= clock_timestamp())
+    AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
+    AND (CAST(:ids AS text[]) IS NULL OR s.id = ANY(CAST(:ids AS text[])))
     -- A sandbox belongs to a host. While that lives, its workers have the session; one that is stopped, and so has a snapshot,
     -- is theirs for a moment only.
     AND coalesce((
         SELECT b.state NOT IN ('live', 'stopping', 'stopped') OR b.host = (SELECT host FROM workers WHERE id = :worker)
-            OR b.state = 'stopped' AND sessions.updated_at < clock_timestamp() - make_interval(secs => :chance)
+            OR b.state = 'stopped'
+                AND coalesce(s.running_since, s.updated_at) < clock_timestamp() - make_interval(secs => :chance)
             OR NOT EXISTS (SELECT 1 FROM hosts h WHERE h.name = b.host AND h.alive_until > clock_timestamp())
-        FROM sandboxes b WHERE b.session_id = sessions.id ORDER BY b.generation DESC LIMIT 1), true)
+        FROM sandboxes b WHERE b.session_id = s.id ORDER BY b.generation DESC LIMIT 1), true)
 """
+# An interrupt opens no running period, and may come while a retry is scheduled.
+_SINCE = "least(s.due_at, coalesce(s.running_since, s.updated_at))"
 _CLAIM = text(f"""
-    WITH free AS (
-        SELECT id FROM sessions WHERE {_CLAIMABLE} AND crashes < {SUSPECT_CRASHES}
-        ORDER BY coalesce(due_at, updated_at)
-        LIMIT :limit FOR UPDATE SKIP LOCKED),
+    WITH busy AS (SELECT workspace_id, count(*) AS turns FROM sessions WHERE owner IS NOT NULL GROUP BY workspace_id),
+    waiting AS (
+        SELECT s.id, {_SINCE} AS since,
+            row_number() OVER (PARTITION BY s.workspace_id ORDER BY {_SINCE}, s.id) + coalesce(b.turns, 0) AS place
+        FROM sessions s LEFT JOIN busy b ON b.workspace_id = s.workspace_id
+        WHERE {_CLAIMABLE} AND s.crashes < {SUSPECT_CRASHES}),
+    free AS (
+        -- The conditions once more: they are checked again on the row as locked.
+        SELECT s.id FROM sessions s JOIN waiting w ON w.id = s.id WHERE {_CLAIMABLE} AND s.crashes < {SUSPECT_CRASHES}
+        ORDER BY w.place, w.since
+        LIMIT :limit FOR UPDATE OF s SKIP LOCKED),
     suspect AS (
-        SELECT id FROM sessions WHERE {_CLAIMABLE} AND crashes >= {SUSPECT_CRASHES}
+        SELECT s.id FROM sessions s WHERE {_CLAIMABLE} AND s.crashes >= {SUSPECT_CRASHES}
           AND NOT EXISTS (SELECT 1 FROM sessions o WHERE o.owner IS NOT NULL AND o.crashes >= {SUSPECT_CRASHES})
-        ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED),
+        ORDER BY s.not_before LIMIT 1 FOR UPDATE OF s SKIP LOCKED),
     chosen AS (SELECT id FROM suspect UNION ALL SELECT id FROM free LIMIT :limit)
     UPDATE sessions s SET owner = :worker, epoch = epoch + 1 FROM chosen WHERE s.id = chosen.id
     RETURNING s.id, s.workspace_id, s.epoch, s.input_seq, s.primary_thread_id, s.agent, s.crashes,
@@ -104,7 +120,7 @@ class Claim:
 
 
 async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
-    """Claim up to `limit` sessions that have work and no owner, the longest waiting first.
+    """Claim up to `limit` sessions that have work and no owner, in the order that the module describes.
 
     `session_ids` narrows it to sessions a doorbell named.
     """

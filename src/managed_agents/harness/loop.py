@@ -18,7 +18,7 @@ from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog import interest
-from managed_agents.eventlog.append import NewInput
+from managed_agents.eventlog.append import BudgetReached, NewInput
 from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
@@ -35,7 +35,9 @@ from managed_agents.harness.prompt import Brief
 from managed_agents.harness.request import Failed, Finished, ModelRequester
 from managed_agents.harness.response import Response, compacted, events_of, judged_calls
 from managed_agents.harness.tools import definitions
+from managed_agents.harness.tools.web import WebTools
 from managed_agents.harness.turn import ToolCall, snapshot
+from managed_agents.harness.web_calls import WebCalls
 from managed_agents.sandbox.backend import Outcome
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Parts:
     # By name; `STANDARD` is among them.
     harnesses: Mapping[str, Harness]
     previews: PreviewSender
+    web: WebTools
     jitter: Callable[[], float]
 
 
@@ -86,31 +89,40 @@ class SessionRunner:
     def __init__(self, parts: Parts, claim: Claim, worker_id: str) -> None:
         self.claim = claim
         self._parts = parts
-        self._worker_id = worker_id
+        self.worker_id = worker_id
+        # It stopped between two steps, and the session is still ours.
+        self.handed_over = False
+        self._draining = False
         self._thread_id = claim.thread_id
-        self._agent = claim.agent
+        self._agent = self._servable(claim.agent)
         # One that asks for a harness we do not have is only told so.
         self._harness = parts.harnesses.get(claim.harness or STANDARD, parts.harnesses[STANDARD])
         self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds, self._harness.transcript())
         self._brief: Brief | None = None
         self._changed = anyio.Event()  # new input, or a call has ended
         self._hands: SessionHands = parts.hands.of_session(claim)
+        self._web = WebCalls(parts.web, parts.db, claim, self._agent, self._hands)
         self._background: TaskGroup | None = None
         self._prepared = False
-        self._offers_tools = bool(definitions.offered(self._agent["tools"]))
+        self._offers_sandbox = definitions.offers_sandbox(self._agent["tools"])
 
     def notify(self) -> None:
         """New input arrived for this session."""
         self._changed.set()
 
+    def drain(self) -> None:
+        """Stop after the step at hand; the session is to be given back."""
+        self._draining = True
+
     async def run(self) -> None:
-        """Run to rest.
+        """Run to rest, or until told to drain (`handed_over` says so).
 
         Raises (perhaps in a group):
             LeaseLost, SessionGone, AppendUncertain, SQLAlchemyError: stop; the log is what it is.
         """
         async with anyio.create_task_group() as group:
             self._background = group
+            group.start_soon(self._hands.keep_safe)
             try:
                 await self._run()
             finally:
@@ -129,13 +141,17 @@ class SessionRunner:
             await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
         context = self._context
-        before = (context.turn.seq, context.input_seq)
+        before = (context.turn.seq, context.input_seq, context.at_cap)
         while not await self._step():
             await context.refresh(self._parts.db)
-            after = (context.turn.seq, context.input_seq)
+            after = (context.turn.seq, context.input_seq, context.at_cap)
             # A step that changes nothing would be decided for ever.
             assert after != before, f"no progress at event {context.turn.seq}"
             before = after
+            if self._draining and isinstance(self._decide(), (steps.RequestModel, steps.Compact, steps.RunTools)):
+                # What is about to rest does so here: it is one append away.
+                self.handed_over = True
+                return
 
     async def record_crash(self) -> None:
         """Give the session up after a failure of our own, so that the next try waits a little longer."""
@@ -143,7 +159,13 @@ class SessionRunner:
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
-        step = self._decide()
+        try:
+            return await self._act(self._decide())
+        except BudgetReached:
+            self._context.at_cap = True
+            return False
+
+    async def _act(self, step: steps.Step) -> bool:
         if isinstance(step, (steps.RequestModel, steps.Compact, steps.TakeAnswers)) and step.opens_period:
             await self._reload_agent()
         match step:
@@ -171,13 +193,18 @@ class SessionRunner:
                 return await self._rest([], Rest())
         return False
 
+    def _servable(self, agent: dict[str, Any]) -> dict[str, Any]:
+        """The agent with the tools that this worker can run."""
+        return {**agent, "tools": definitions.available(agent["tools"], self._parts.web.missing)}
+
     async def _reload_agent(self) -> None:
         """While the session was idle its tools may have been updated; they count from this turn on."""
         async with self._parts.db.autocommit() as tx:
-            agent = await lease.current_agent(tx, self.claim.session_id)
+            agent = self._servable(await lease.current_agent(tx, self.claim.session_id))
         if agent != self._agent:
             self._agent = agent
-            self._offers_tools = bool(definitions.offered(agent["tools"]))
+            self._offers_sandbox = definitions.offers_sandbox(agent["tools"])
+            self._web = WebCalls(self._parts.web, self._parts.db, self.claim, agent, self._hands)
             await self._learn()
 
     def _decide(self) -> steps.Step:
@@ -188,6 +215,7 @@ class SessionRunner:
             context.inbox,
             due_in_seconds=context.due_in_seconds,
             context_full=context.transcript.is_full(self._brief, context.inbox),
+            at_cap=context.at_cap,
         )
 
     async def _go_idle(self, step: steps.GoIdle) -> bool:
@@ -195,18 +223,20 @@ class SessionRunner:
         if step.event_ids:
             stop_reason["event_ids"] = step.event_ids
         events = [*self._opening(step.opens_period), *(queued.taken_up() for queued in step.taken)]
-        return await self._rest(events + self._idle(stop_reason, step.stop_details), Rest(), step.taken)
+        events += self._idle(stop_reason, step.stop_details, step.of_session)
+        # A session at its cap says so: a turn that ends as if below it is decided again when that is not true any more.
+        ends_below = step.stop_reason == "end_turn" and step.of_session is None
+        return await self._rest(events, Rest(), step.taken, within_budget=ends_below)
 
     async def _harvest(self) -> None:
         if self._context.turn.called_tools:
             await self._hands.harvest()
 
     def _prepare_hands(self) -> None:
-        if not self._prepared and self._offers_tools:
+        if not self._prepared and self._offers_sandbox:
             assert self._background is not None
             self._prepared = True
             self._background.start_soon(self._hands.prepare)
-            self._background.start_soon(self._hands.keep_safe)
 
     # Appending
 
@@ -217,13 +247,15 @@ class SessionRunner:
         taken: Sequence[QueuedEvent] = (),
         rest: Rest | None = None,
         expect_input_seq: int | None = None,
+        within_budget: bool = False,
     ) -> list[StoredEvent]:
         append = Append(
             self.claim.session_id,
             events,
-            self._worker_id,
+            self.worker_id,
             self.claim.epoch,
             expect_input_seq=expect_input_seq,
+            within_budget=within_budget,
             taken=taken,
             rest=rest,
         )
@@ -232,16 +264,24 @@ class SessionRunner:
         return append.stored
 
     async def _log(
-        self, events: Sequence[NewEvent], taken: Sequence[QueuedEvent] = (), *, expect_input_seq: int | None = None
+        self,
+        events: Sequence[NewEvent],
+        taken: Sequence[QueuedEvent] = (),
+        *,
+        expect_input_seq: int | None = None,
+        within_budget: bool = False,
     ) -> list[StoredEvent]:
-        stored = await self._append(events, taken=taken, expect_input_seq=expect_input_seq)
+        stored = await self._append(events, taken=taken, expect_input_seq=expect_input_seq, within_budget=within_budget)
         await self._context.follow(self._parts.db, stored)
         return stored
 
-    async def _rest(self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = ()) -> bool:
+    async def _rest(
+        self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = (), *, within_budget: bool = False
+    ) -> bool:
         """Append the resting step on the input it was decided on; False when that has moved."""
+        expected = self._context.input_seq
         try:
-            await self._append(events, taken=taken, rest=rest, expect_input_seq=self._context.input_seq)
+            await self._append(events, taken=taken, rest=rest, expect_input_seq=expected, within_budget=within_budget)
         except NewInput:
             return False
         return True
@@ -255,7 +295,7 @@ class SessionRunner:
 
     async def _uploads(self) -> list[str]:
         # Only a session with tools tells the model of its files.
-        return [upload.path for upload in await self._hands.uploads(self._context.input_seq)] if self._offers_tools else []
+        return [upload.path for upload in await self._hands.uploads(self._context.input_seq)] if self._offers_sandbox else []
 
     async def _request_model(self, step: steps.RequestModel) -> bool:
         def answered(response: Response, asked: _Asked) -> list[NewEvent]:
@@ -293,7 +333,8 @@ class SessionRunner:
         """
         start = ev.span_start(self._thread_id)
         opening = self._opening(opens_period)
-        stored = await self._log([*opening, *(queued.taken_up() for queued in taken), start], taken)
+        asking = [*opening, *(queued.taken_up() for queued in taken), start]
+        stored = await self._log(asking, taken, within_budget=True)
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         assert self._brief is not None
@@ -440,14 +481,16 @@ class SessionRunner:
 
     async def _run_call(self, call: ToolCall, stored: list[StoredEvent]) -> None:
         if call.refused is not None:
-            outcome = Outcome([{"type": "text", "text": call.refused}], is_error=True)
+            outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
         else:
-            outcome = await self._hands.execute(call)
+            is_web = call.name in definitions.WEB_TOOLS
+            outcome, usage = await self._web.run(call) if is_web else (await self._hands.execute(call), None)
             faults.reach(OUTCOME_ARRIVED)
-        result = ev.tool_result(self._thread_id, call.event_id, outcome.content, is_error=outcome.is_error)
+        result = ev.tool_result(self._thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
         stored += await self._append([result])
         faults.reach(OUTCOME_LOGGED)
-        await self._hands.acknowledge(call.event_id)
+        if call.name not in definitions.WEB_TOOLS:
+            await self._hands.acknowledge(call.event_id)
 
     # Interrupts
 
@@ -506,5 +549,6 @@ class SessionRunner:
     def _opening(self, opens_period: bool) -> list[NewEvent]:
         return ev.running(self._thread_id, self._agent["name"]) if opens_period else []
 
-    def _idle(self, stop_reason: ev.Json, stop_details: ev.Json | None = None) -> list[NewEvent]:
-        return ev.idle(self._thread_id, self._agent["name"], stop_reason, stop_details)
+    def _idle(self, stop_reason: ev.Json, stop_details: ev.Json | None = None, of_session: str | None = None) -> list[NewEvent]:
+        other = None if of_session is None else {"type": of_session}
+        return ev.idle(self._thread_id, self._agent["name"], stop_reason, stop_details, of_session=other)

@@ -75,7 +75,7 @@ def _supported(capability: Any) -> bool:
 def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
     """The agent's own prompt, then the facts of its environment."""
     parts = [agent["system"]] if agent["system"] else []
-    if definitions.offered(agent["tools"]):
+    if definitions.offers_sandbox(agent["tools"]):
         parts.append(OUTPUTS_NOTE)
         if uploads:
             parts.append("Files the user attached (read-only):\n" + "\n".join(f"- {path}" for path in uploads))

@@ -15,7 +15,7 @@ from managed_agents.model import errors
 from managed_agents.model.client import ModelClient
 from managed_agents.model.events import MessageFinished, ModelEvent, ModelRequest
 from managed_agents.model.models import Models
-from managed_agents.model.prices import list_cost
+from managed_agents.model.prices import response_cost
 
 FAST_MODE = "fast-mode-2026-02-01"  # spec: message_create_params.py, `speed`
 INTERLEAVED_THINKING = "interleaved-thinking-2025-05-14"  # spec: anthropic_beta_param.py; thinking between tool calls
@@ -90,7 +90,7 @@ def _finished(event: MessageFinished, model: Mapping[str, Any]) -> Finished | Fa
         event.stop_reason,
         event.stop_details,
         # The served model is what is paid for, whatever was asked for.
-        list_cost(event.model, event.usage, speed=model["speed"], inference_geo=model.get("inference_geo")),
+        response_cost(event.model, event.usage, speed=model["speed"], inference_geo=model.get("inference_geo")),
         {index: bad.raw for index, bad in event.bad_inputs.items()},
         model["id"],
     )

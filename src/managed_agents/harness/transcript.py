@@ -54,7 +54,7 @@ class Transcript:
             self._said([user_block(block) for block in event.json()["content"]])
         elif event.type == "agent.tool_result":
             body = event.json()
-            self._result(body["tool_use_id"], body["content"], is_error=body["is_error"])
+            self._result(body["tool_use_id"], [_result_block(block) for block in body["content"]], is_error=body["is_error"])
         elif event.type == "user.custom_tool_result":
             body = event.json()
             is_error = bool(body.get("is_error"))
@@ -196,6 +196,18 @@ class Transcript:
             return None
         kept = compaction.kept_of(self._unanswered, tokens_max=brief.model.context_tokens // 4)
         return {"summary": summary, "kept": kept, "system": self._system}
+
+
+def _result_block(block: Json) -> Json:
+    """A block of a built-in tool's result as the model gets it.
+
+    Search results become text: the API refuses requests that mix results with and without citations, and those of the client's
+    own tools may have them.
+    """
+    if block["type"] != "search_result":
+        return block
+    lines = [block["title"], block["source"], *(inner["text"] for inner in block["content"])]
+    return {"type": "text", "text": "\n".join(dict.fromkeys(lines))}
 
 
 def user_block(block: Json) -> Json:

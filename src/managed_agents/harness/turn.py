@@ -52,6 +52,8 @@ class Turn:
     stop_details: dict[str, Any] | None = None
     # A tool was called since the session was last idle: it may have left outputs.
     called_tools: bool = False
+    # The budget stopped the thread in the midst of its turn: it goes on when the session runs again.
+    paused: bool = False
     # The model was asked about something that was taken up since the session was last idle, however that ended.
     begun: bool = False
     # Responses in a row that were cut off at an output limit and have to be continued.
@@ -74,6 +76,8 @@ class Turn:
                 self.status = "rescheduling"
             case "session.status_terminated":
                 self.status = "terminated"
+            case "session.thread_status_idle":
+                self.paused = event.json()["stop_reason"]["type"] == "budget_reached"
             case "session.status_idle":
                 self._idle(event.json()["stop_reason"])
             case "session.error":
@@ -128,7 +132,7 @@ class Turn:
         if self.blocked_on:
             return
         self.begun = False
-        self.owes_reply = False
+        self.owes_reply = self.paused
         self.rounds = 0
         self.failures = 0
         self.failure_told = False

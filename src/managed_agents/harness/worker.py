@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import anyio
+import orjson
 from anyio.abc import TaskGroup
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,7 +30,10 @@ logger = logging.getLogger(__name__)
 CLAIMED = faults.register("worker.claimed", "claim committed, session not read")
 DEAD_LOOK_SECONDS = 0.25
 CLAIM_BATCH = 100
+GAVE_BACK = faults.register("worker.gave_back", "session given back, nobody told")
+FREED = faults.register("worker.freed", "sessions of a dead worker freed, nobody told")
 _GIVE_BACK = text("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE id = :id AND owner = :worker AND epoch = :epoch")
+_RING = text("SELECT pg_notify(:channel, :payload)")
 
 
 class _Running:
@@ -52,6 +56,8 @@ class Worker:
         self._ttl_seconds = ttl_seconds
         self._running: dict[str, _Running] = {}
         self._wake = anyio.Event()
+        self._ended = anyio.Event()  # of a runner
+        self._draining = False
         # Held while sessions move between "ours in the database" and "run here", so that the poll sees both or none.
         self._ledger = anyio.Lock()
 
@@ -63,6 +69,20 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled."""
         await heartbeat.live(self._db.url, host=self._parts.hands.host, ttl_seconds=self._ttl_seconds, work=self._work)
+
+    async def drain(self, *, seconds: float) -> None:
+        """Claim nothing more, and let every session go after the step it is at: another worker goes on from its log.
+
+        Returns when all are gone or after the bound. What is left is given up when `run()` is cancelled: calls go on in
+        their sandbox and are collected by the next owner, model requests are asked again.
+        """
+        self._draining = True
+        with anyio.move_on_after(seconds):
+            async with self._ledger:  # behind a claim under way
+                for running in self._running.values():
+                    running.runner.drain()
+            while self._running:
+                await self._ended.wait()
 
     async def _work(self, worker_id: str) -> None:
         self._running.clear()
@@ -105,6 +125,8 @@ class Worker:
         self._wake = anyio.Event()
         while (free := min(CLAIM_BATCH, self._turns_max - len(self._running))) > 0:
             async with self._ledger:
+                if self._draining:
+                    return
                 async with self._db.autocommit() as tx:
                     claims = await lease.claim(tx, worker_id, limit=free)
                 if claims:
@@ -120,6 +142,7 @@ class Worker:
         async with self._db.autocommit() as tx:
             freed = await lease.free_dead(tx, ttl_seconds=self._ttl_seconds)
         if freed:
+            faults.reach(FREED)
             logger.warning("a worker died; %d of its sessions are free", len(freed))
             self._wake.set()
 
@@ -155,11 +178,15 @@ class Worker:
                 del self._running[session_id]
             # Input that came during the last step woke only this runner.
             self._wake.set()
+            self._ended.set()
+            self._ended = anyio.Event()
 
     async def _run_supervised(self, runner: SessionRunner) -> None:
         session_id = runner.claim.session_id
         try:
             await runner.run()
+            if runner.handed_over:
+                await self._hand_over(runner)
         except Exception as error:  # supervisor: one session's failure is its own
             leaves = list(_leaves(error))
             names = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
@@ -171,6 +198,14 @@ class Worker:
             else:
                 logger.exception("running %s failed", session_id)
                 await self._record_crash(runner)
+
+    async def _hand_over(self, runner: SessionRunner) -> None:
+        claim = runner.claim
+        async with self._db.autocommit() as tx:
+            await tx.execute(_GIVE_BACK, {"id": claim.session_id, "worker": runner.worker_id, "epoch": claim.epoch})
+            faults.reach(GAVE_BACK)
+            # Only a hint, and a rare one: the others would see it at their next poll.
+            await tx.execute(_RING, {"channel": WORK_CHANNEL, "payload": orjson.dumps([claim.session_id]).decode()})
 
     async def _record_crash(self, runner: SessionRunner) -> None:
         try:

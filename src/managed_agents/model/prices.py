@@ -125,6 +125,23 @@ def list_cost(
     return cost / _MILLION
 
 
+def response_cost(
+    model: str, usage: Mapping[str, object], *, speed: str | None = None, inference_geo: str | None = None
+) -> Decimal | None:
+    """Return the list price of one response: its tokens, and the searches that the provider ran for it."""
+    tokens = list_cost(model, usage, speed=speed, inference_geo=inference_geo)
+    server_tools = usage.get("server_tool_use")
+    searches = (
+        _count(cast("Mapping[str, object]", server_tools), "web_search_requests") if isinstance(server_tools, Mapping) else 0
+    )
+    return None if tokens is None else tokens + web_search_cost(searches)
+
+
+def priced(model: str) -> bool:
+    """Whether the model has a list price."""
+    return _DATE.sub("", model) in price_table().rows
+
+
 def web_search_cost(requests: int) -> Decimal:
     """Return the list price of web searches."""
     return requests * price_table().web_search_per_thousand / 1000

@@ -35,9 +35,10 @@ async def run(settings: Settings) -> None:
         db=db,
         keys=keys,
         blobs=blob_store(settings),
-        sessions=Sessions(db, hints),
+        sessions=Sessions(db, hints, web_search=settings.web_search is not None),
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,
+        web_search=settings.web_search is not None,
         rate_limits=limiter,
         organization_limits=limits,
         capacity=Capacity(body_bytes_max=settings.body_memory_bytes, streams_max=settings.streams),
@@ -61,7 +62,10 @@ async def run(settings: Settings) -> None:
             ):
                 await anyio.sleep_forever()
 
+    async def end_streams() -> None:
+        hub.close()
+
     try:
-        await until_signalled(work, hub.close)
+        await until_signalled(work, end_streams)
     finally:
         await db.dispose()

@@ -79,8 +79,10 @@ def settle_memory() -> None:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
-async def until_signalled(work: Callable[[], Awaitable[None]], stopping: Callable[[], None]) -> None:
-    """Run `work` until it ends or a signal arrives; then call `stopping` and cancel `work`.
+async def until_signalled(
+    work: Callable[[], Awaitable[None]], drain: Callable[[], Awaitable[None]], *, drain_seconds: float = 0.0
+) -> None:
+    """Run `work` until it ends or a signal arrives; then `drain`, which takes at most `drain_seconds`, and cancel `work`.
 
     A second signal ends the process on the spot, and so does a `work` that takes longer than its grace to end.
     """
@@ -89,17 +91,20 @@ async def until_signalled(work: Callable[[], Awaitable[None]], stopping: Callabl
         async with anyio.create_task_group() as group:
             scope = CancelScope()
 
+            async def drain_and_end() -> None:
+                await drain()
+                scope.cancel()
+
             async def watch() -> None:
                 async for number in signals:
                     logger.info("stopping", extra={"signal": signal.Signals(number).name})
-                    stopping()
-                    scope.cancel()
+                    group.start_soon(drain_and_end)
                     break
                 # A service manager and the supervisor may both ask: only a later signal is impatience.
                 with anyio.move_on_after(SAME_REQUEST_SECONDS):
                     async for _ in signals:
                         continue
-                with anyio.move_on_after(STOP_SECONDS_MAX):
+                with anyio.move_on_after(drain_seconds + STOP_SECONDS_MAX):
                     async for _ in signals:
                         break
                 logger.error("did not stop in time")

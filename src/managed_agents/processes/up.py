@@ -182,7 +182,9 @@ class Supervisor:
         self._prepare()
         self._choose_model()
         metrics = {k: v for k, v in self._environment.items() if k != "MANAGED_AGENTS_METRICS_PORT"}
-        self._children += [Child("api", ["api"], metrics), Child("worker", ["worker"], self._environment)]
+        # When this ends, nobody is left to hand sessions over to: they go on at the next start.
+        undrained = {**self._environment, "MANAGED_AGENTS_DRAIN_SECONDS": "0"}
+        self._children += [Child("api", ["api"], metrics), Child("worker", ["worker"], undrained)]
         for child in self._children:
             if child.pid is None:
                 child.start()

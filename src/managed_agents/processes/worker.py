@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
+from managed_agents.core import addresses
 from managed_agents.core.logs import Trouble
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
@@ -24,8 +25,13 @@ from managed_agents.harness.brain import STANDARD, Harness, StandardHarness
 from managed_agents.harness.hands import Hands
 from managed_agents.harness.loop import Parts
 from managed_agents.harness.request import ModelRequester
+from managed_agents.harness.tools.guarded_http import GuardedClient
+from managed_agents.harness.tools.model_search import ModelSearch
+from managed_agents.harness.tools.web import WebTools
+from managed_agents.harness.tools.web_fetch import WebFetch
+from managed_agents.harness.tools.web_search import Brave, SearchProvider, Searxng
 from managed_agents.harness.worker import Worker
-from managed_agents.model.client import AnthropicModelClient
+from managed_agents.model.client import AnthropicModelClient, ModelClient
 from managed_agents.model.endpoint import Endpoint, resolve_endpoint
 from managed_agents.model.models import Models
 from managed_agents.processes.lifetime import serving, until_signalled
@@ -52,7 +58,7 @@ TIDY_SECONDS_MAX = 8.0
 
 
 async def run(settings: Settings) -> None:
-    """Work until a signal arrives; sessions at hand are given back to the others.
+    """Work until a signal arrives; sessions at hand are handed over to the others.
 
     Raises:
         CannotStart: no model, or a backend that these settings forbid.
@@ -69,7 +75,7 @@ async def run(settings: Settings) -> None:
             "scripted model when neither is set.)"
         )
     backend = sandbox_backend(settings, endpoint)
-    host = settings.host_name
+    host = settings.effective_host_name
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents worker")
     blobs = blob_store(settings)
     doorbell = Doorbell(database_url)
@@ -83,6 +89,7 @@ async def run(settings: Settings) -> None:
         hands=Hands(db, backend, blobs, sandbox_spec(settings), host, settings.sandbox_image, settings.sandbox_snapshot_seconds),
         harnesses=harnesses_of(settings),
         previews=previews,
+        web=web_tools(settings, client),
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
@@ -119,7 +126,9 @@ async def run(settings: Settings) -> None:
                     logger.warning("resting sandboxes not stopped: %s: %s", type(error).__name__, error)
 
     try:
-        await until_signalled(work_and_tidy, lambda: None)
+        await until_signalled(
+            work_and_tidy, lambda: worker.drain(seconds=settings.drain_seconds), drain_seconds=settings.drain_seconds
+        )
     finally:
         await client.aclose()
         await backend.aclose()
@@ -194,6 +203,29 @@ def install_environment(settings: Settings) -> dict[str, str]:
         if not (equals and name.isidentifier()):
             raise CannotStart(f"MANAGED_AGENTS_PACKAGES_ENVIRONMENT: {name[:100]!r} is not NAME=value")
     return {name: value for name, _, value in pairs}
+
+
+def web_tools(settings: Settings, client: ModelClient) -> WebTools:
+    """The web tools of the settings.
+
+    Raises:
+        CannotStart: the search provider takes a key, and there is none.
+    """
+    guarded = GuardedClient(exceptions=addresses.networks(settings.web_allowed_networks))
+    return WebTools(WebFetch(guarded), _search_provider(settings, client))
+
+
+def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider | None:
+    if settings.web_search is None:
+        return None
+    kind, _, url = settings.web_search.partition("+")
+    if kind == "messages-api":
+        return ModelSearch(client)
+    if kind == "searxng":
+        return Searxng(url.rstrip("/"))
+    if settings.web_search_api_key is None:
+        raise CannotStart("MANAGED_AGENTS_WEB_SEARCH=brave needs MANAGED_AGENTS_WEB_SEARCH_API_KEY")
+    return Brave(settings.web_search_api_key, url.rstrip("/")) if url else Brave(settings.web_search_api_key)
 
 
 def installation_of(data_dir: Path) -> str:

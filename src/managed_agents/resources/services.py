@@ -26,6 +26,8 @@ class Services:
     sessions: Sessions
     events: SessionEvents
     require_beta_header: bool = True
+    web_search: bool = False
+    """Whether the workers have a search provider."""
     rate_limits: RateLimiter | None = None  # None: requests are not counted
     capacity: Capacity = field(default_factory=Capacity)
     # What the rate limits are said to be, counted or not.
@@ -42,3 +44,11 @@ async def _blobs(request: Request) -> BlobStore:
 
 
 Blobs = Annotated[BlobStore, Depends(_blobs)]
+
+
+async def _web_search(request: Request) -> bool:
+    return services(request).web_search
+
+
+WebSearch = Annotated[bool, Depends(_web_search)]
+"""Whether the workers have a search provider."""

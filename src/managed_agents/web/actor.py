@@ -1,6 +1,7 @@
 """Who sends a request: a key, acting in one workspace."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum, StrEnum
 
 from managed_agents.core.ids import ApiKeyId, EnvironmentId, OrganizationId, WorkspaceId
@@ -51,6 +52,7 @@ class Actor:
     of_default_workspace: bool = False
     creates_per_minute: int | None = None
     reads_per_minute: int | None = None
+    key_expires_at: datetime | None = None
 
     @property
     def administers_organization(self) -> bool:

@@ -115,19 +115,26 @@ def created_between(
     Rows keep microseconds: without this, `lte` with an object's own `created_at` would exclude that object.
     """
     conditions: list[ColumnElement[bool]] = []
-    tick = timedelta(milliseconds=1)
     for name, bound in bounds.items():
         if bound is None:
             continue
         floor = bound - timedelta(microseconds=bound.microsecond % 1000)
-        ceiling = floor if floor == bound else floor + tick
+        ceiling = floor if floor == bound else _next_tick(floor)
         match name:
             case "gte":
                 conditions.append(column >= ceiling)
             case "gt":
-                conditions.append(column >= floor + tick)
+                conditions.append(column >= _next_tick(floor))
             case "lt":
                 conditions.append(column < ceiling)
             case "lte":
-                conditions.append(column < floor + tick)
+                conditions.append(column < _next_tick(floor))
     return conditions
+
+
+def _next_tick(instant: datetime) -> datetime:
+    """Return the next millisecond; behind the last one that there is, the last instant."""
+    try:
+        return instant + timedelta(milliseconds=1)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)

@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import KEYS_CHANNEL, listen
 from managed_agents.resources.keys import service as keys
-from managed_agents.resources.keys.directory import CACHE_KEYS_MAX, KeyDirectory
+from managed_agents.resources.keys.directory import CACHE_KEYS_MAX, LOOK_AGAIN_SECONDS, KeyDirectory
 from managed_agents.resources.keys.schemas import UpdateKey
 from managed_agents.resources.organizations import service as organizations
 from managed_agents.resources.rate_limits import service as rate_limits
@@ -154,6 +154,19 @@ async def test_a_key_that_expires_soon_is_cached_no_longer_than_it_lives(db: Dat
         await tx.execute(text("UPDATE api_keys SET expires_at = clock_timestamp() WHERE name = 'k'"))
     now += 2.0
     assert await directory.lookup(made.secret.get_secret_value()) is None
+
+
+@pytest.mark.requirement("ORG-006")
+async def test_a_stream_ends_when_its_key_does(db: Database) -> None:
+    of = await workspace(db)
+    made = await keys.create(db, HMAC_KEY, workspace_id=of.id, name="k")
+    async with db.transaction() as tx:
+        await tx.execute(text("UPDATE api_keys SET expires_at = clock_timestamp() + interval '1 second' WHERE name = 'k'"))
+    directory = KeyDirectory(db, HMAC_KEY)
+    actor = await directory.lookup(made.secret.get_secret_value())
+    assert actor is not None
+    with anyio.fail_after(LOOK_AGAIN_SECONDS / 2):  # nobody rings
+        await directory.lost(actor)
 
 
 @pytest.mark.requirement("ORG-002")

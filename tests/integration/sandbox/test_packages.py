@@ -100,7 +100,7 @@ def installer(directory: Path, index: str, **settings: object) -> DockerBackend:
 
 
 def images_of(backend: DockerBackend) -> PackageImages:
-    return backend._images  # noqa: SLF001 - what operators wait a week for
+    return backend._images
 
 
 def left(installation: str) -> dict[str, list[str]]:
@@ -154,7 +154,7 @@ async def test_a_failing_package_says_what_its_tool_said_and_is_tried_again(made
             assert "pip failed with status 1. It said:\n" in str(failed.value)
             assert "No matching distribution found for madetool==3.0" in str(failed.value)
             assert Index.asked
-        with pytest.raises(PackagesFailed, match="cargo failed with status 127. It said:\ncargo is not in the sandbox image"):
+        with pytest.raises(PackagesFailed, match=r"cargo failed with status 127\. It said:\ncargo is not in the sandbox image"):
             await backend.prepare(IMAGE, {"cargo": ["hyperfine"], "pip": ["madetool"]})
         slow = installer(made.directory, index, seconds_max=0.5)
         with pytest.raises(PackagesFailed, match=r"took more than 0 s|took more than 1 s"):
@@ -200,7 +200,9 @@ async def test_the_local_backend_refuses_packages(tmp_path: Path) -> None:
 
 
 def test_tools_are_run_in_their_order_and_names_are_quoted() -> None:
-    made = script({"pip": ["a b; touch /x"], "apt": ["jq"], "npm": ["express@4"], "gem": ["rails:7"], "go": ["x@latest"], "cargo": ["y"]})
+    made = script(
+        {"pip": ["a b; touch /x"], "apt": ["jq"], "npm": ["express@4"], "gem": ["rails:7"], "go": ["x@latest"], "cargo": ["y"]}
+    )
     places = [made.index(f"managed-agents installs: {name}") for name in ("apt", "cargo", "gem", "go", "npm", "pip")]
     assert places == sorted(places)
     assert "'a b; touch /x'" in made

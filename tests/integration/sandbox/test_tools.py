@@ -139,6 +139,24 @@ async def test_read_gives_images_documents_and_notebooks(run: Run, shared: Sandb
     assert "print(1)" in text(await run("read", file_path="n.ipynb"))
 
 
+async def test_what_file_tools_say_too_much_of_is_a_preview_and_a_file(run: Run) -> None:
+    await run("bash", restart=True)
+    await run(
+        "bash", command="seq 1 30000 > numbers; head -c 100000 /dev/zero | tr '\\0' x > just; yes longer | head -9000 > yes"
+    )
+    whole = text(await run("read", file_path="just"))
+    assert whole == "x" * 100_000
+    for name, arguments in (("read", {"file_path": "numbers"}), ("grep", {"pattern": "longer", "path": "yes"})):
+        shown = text(await run(name, **arguments))
+        assert len(shown) < 70_000
+        path = shown.partition("the full output is in ")[2].partition("]")[0]
+        assert "/tool_outputs/" in path
+        if name == "read":
+            assert shown.startswith("1\n2\n")
+            assert shown.endswith("30000\n")
+            assert text(await run("bash", command=f"cmp {path} numbers && echo same")) == "same\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -107,10 +107,10 @@ def test_a_message_sent_in_mid_turn_waits_for_the_results_and_then_steers() -> N
 @pytest.mark.requirement("EVT-037")
 def test_a_tool_that_is_not_enabled_is_refused_and_said_so() -> None:
     events, start_id = opened()
-    events += answered(start_id, bash(name="web_search"), stop="tool_use")
+    events += answered(start_id, bash(name="no_such_tool"), stop="tool_use")
     step = step_after(events)
     assert isinstance(step, RunTools)
-    assert step.calls[0].refused == "The tool web_search is not enabled in this session."
+    assert step.calls[0].refused == "The tool no_such_tool is not enabled in this session."
     body = stored(events)[-2].json()
     assert body["evaluated_permission"] == "deny"
     assert "evaluation" not in body

@@ -84,7 +84,7 @@ def test_only_enabled_tools_are_offered_and_the_outputs_directory_is_named_with_
     off = {"name": "bash", "type": "bash", "enabled": False, "permission_policy": {"type": "always_allow"}}
     agent = {**AGENT, "tools": [{**TOOLSET[0], "configs": [off]}]}
     request = Transcript().request(Brief(agent, RULES, ["/mnt/session/uploads/a.csv"]))
-    assert [tool["name"] for tool in request["tools"]] == ["edit", "glob", "grep", "read", "write"]
+    assert [tool["name"] for tool in request["tools"]] == ["edit", "glob", "grep", "read", "write", "web_fetch", "web_search"]
     (system,) = request["system"]
     assert "/mnt/session/outputs/" in system["text"]
     assert "/mnt/session/uploads/a.csv" in system["text"]

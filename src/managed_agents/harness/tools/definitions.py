@@ -10,6 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 
 SANDBOX_TOOLS = ("bash", "edit", "glob", "grep", "read", "write")
+WEB_TOOLS = ("web_fetch", "web_search")  # run by the harness itself
 
 
 def _schema(properties: Json, required: Sequence[str]) -> Json:
@@ -100,17 +101,48 @@ _DEFINITIONS: dict[str, tuple[str, Json]] = {
             ("pattern",),
         ),
     ),
+    "web_fetch": (
+        "Read a page on the public web: HTML comes as Markdown with its links, other text as it is, a PDF as a document.",
+        _schema({"url": {"type": "string", "description": "An http or https URL."}}, ("url",)),
+    ),
+    "web_search": (
+        "Search the web. Each result has an address, a title and an excerpt; read the whole page with web_fetch.",
+        _schema({"query": {"type": "string", "description": "What to look for, in a few words."}}, ("query",)),
+    ),
 }
 
 
+def available(tools: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The agent's tools as this worker can serve them: `missing` names the built-in tools it cannot run, and why."""
+    return [
+        {**tool, "missing": dict(missing)} if tool["type"] == "agent_toolset_20260401" and missing else tool for tool in tools
+    ]
+
+
+def _toolset(tools: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((tool for tool in tools if tool["type"] == "agent_toolset_20260401"), None)
+
+
 def offered(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the tools to offer: enabled in the agent's toolset and built in this server, in a fixed order."""
-    for toolset in tools:
-        if toolset["type"] == "agent_toolset_20260401":
-            enabled = dict.fromkeys(SANDBOX_TOOLS, toolset["default_config"]["enabled"])
-            enabled |= {config["name"]: config["enabled"] for config in toolset["configs"]}
-            return [name for name in SANDBOX_TOOLS if enabled[name]]
-    return []
+    """Names of the tools to offer: enabled in the agent's toolset and available here, in a fixed order."""
+    if (toolset := _toolset(tools)) is None:
+        return []
+    names = (*SANDBOX_TOOLS, *WEB_TOOLS)
+    enabled = dict.fromkeys(names, toolset["default_config"]["enabled"])
+    enabled |= {config["name"]: config["enabled"] for config in toolset["configs"]}
+    return [name for name in names if enabled[name] and name not in toolset.get("missing", ())]
+
+
+def offers_sandbox(tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any tool is offered that runs in the sandbox."""
+    return any(name in SANDBOX_TOOLS for name in offered(tools))
+
+
+def settings_of(name: str, tools: Sequence[Mapping[str, Any]]) -> Json:
+    """The entry of `configs` for a tool; empty when it has none."""
+    toolset = _toolset(tools)
+    configs: Sequence[Json] = () if toolset is None else toolset["configs"]
+    return next((config for config in configs if config["name"] == name), Json())
 
 
 def as_json(name: str) -> Json:
@@ -121,4 +153,7 @@ def as_json(name: str) -> Json:
 
 def refusal(name: str, tools: Sequence[Mapping[str, Any]]) -> str | None:
     """Why a call of `name` may not run, or None."""
+    missing: Mapping[str, str] = (_toolset(tools) or {}).get("missing", {})
+    if name in missing:
+        return missing[name]
     return None if name in offered(tools) else f"The tool {name} is not enabled in this session."

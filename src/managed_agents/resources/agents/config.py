@@ -6,9 +6,10 @@ dictionaries.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
 from managed_agents.core.errors import InvalidRequest
+from managed_agents.resources.agents import web_settings
 from managed_agents.resources.agents.schemas import (
     TOOLS_MAX,
     AgentToolset,
@@ -19,6 +20,7 @@ from managed_agents.resources.agents.schemas import (
     ExecutionIdentity,
     ModelConfig,
     PermissionPolicy,
+    SandboxToolConfig,
     SandboxToolName,
     Tool,
     WebToolName,
@@ -55,6 +57,12 @@ class ResolvedToolConfig(TypedDict):
     name: str
     enabled: bool
     permission_policy: Typed
+    # Of the web tools only.
+    allowed_domains: NotRequired[list[str] | None]
+    blocked_domains: NotRequired[list[str] | None]
+    max_content_tokens: NotRequired[int | None]
+    url_sources: NotRequired[dict[str, Any] | None]
+    user_location: NotRequired[dict[str, Any] | None]
 
 
 class ResolvedToolset(TypedDict):
@@ -144,7 +152,7 @@ def resolve_tools(tools: Sequence[Tool], *, prefix: str = "") -> list[ResolvedTo
         toolsets += 1
         if toolsets > 1:
             raise InvalidRequest(f"{path}.type: only one {tool.type} is allowed")
-        resolved.append(_resolve_toolset(tool, path))
+        resolved.append(_resolve_toolset(tool, [tool.name for tool in tools if isinstance(tool, CustomTool)], path))
     if (count := len(names) + toolsets * len(BUILT_IN_TOOLS)) > TOOLS_MAX:
         raise InvalidRequest(f"{prefix}tools: at most {TOOLS_MAX} tools are allowed across all toolsets, got {count}")
     return resolved
@@ -163,7 +171,7 @@ def _resolve_custom(tool: CustomTool, names: set[str], path: str) -> ResolvedCus
     return ResolvedCustomTool(type=tool.type, name=tool.name, description=tool.description, input_schema=schema)
 
 
-def _resolve_toolset(tool: AgentToolset, path: str) -> ResolvedToolset:
+def _resolve_toolset(tool: AgentToolset, custom_tools: Sequence[str], path: str) -> ResolvedToolset:
     given = tool.default_config or DefaultConfig()
     default = ResolvedDefaultConfig(
         enabled=True if given.enabled is None else given.enabled,
@@ -177,14 +185,16 @@ def _resolve_toolset(tool: AgentToolset, path: str) -> ResolvedToolset:
         if config.type not in (None, config.name):
             raise InvalidRequest(f"{path}.configs.{index}.type: Input should be '{config.name}'")
         seen.add(config.name)
-        configs.append(
-            ResolvedToolConfig(
-                type=config.name,
-                name=config.name,
-                enabled=default["enabled"] if config.enabled is None else config.enabled,
-                permission_policy=_policy(config.permission_policy, default["permission_policy"]),
-            )
+        resolved = ResolvedToolConfig(
+            type=config.name,
+            name=config.name,
+            enabled=default["enabled"] if config.enabled is None else config.enabled,
+            permission_policy=_policy(config.permission_policy, default["permission_policy"]),
         )
+        if not isinstance(config, SandboxToolConfig):
+            settings = web_settings.resolve(config, custom_tools, f"{path}.configs.{index}")
+            resolved = cast("ResolvedToolConfig", {**resolved, **settings})
+        configs.append(resolved)
     return ResolvedToolset(type=tool.type, default_config=default, configs=configs)
 
 

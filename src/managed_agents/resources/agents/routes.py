@@ -11,6 +11,7 @@ from managed_agents.resources.agents.schemas import (
     RetrieveAgentQuery,
     UpdateAgent,
 )
+from managed_agents.resources.services import WebSearch
 from managed_agents.web.auth import Developer, Viewer
 from managed_agents.web.operation import Answer, Shape, operation
 from managed_agents.web.pagination import page_body
@@ -24,8 +25,8 @@ AGENT = Answer("BetaManagedAgentsAgent")
 
 @router.post("")
 @operation(AGENT)
-async def create(actor: Developer, db: Db, command: CreateAgent) -> Response:
-    agent = await service.create(db, actor.workspace_id, command)
+async def create(actor: Developer, db: Db, web_search: WebSearch, command: CreateAgent) -> Response:
+    agent = await service.create(db, actor.workspace_id, command, web_search=web_search)
     return Json(agent.body())
 
 
@@ -45,8 +46,8 @@ async def retrieve(agent_id: str, actor: Viewer, db: Db, asked: RetrieveAgentQue
 
 @router.post("/{agent_id}")
 @operation(AGENT)
-async def update(agent_id: str, actor: Developer, db: Db, command: UpdateAgent) -> Response:
-    agent = await service.update_agent(db, actor.workspace_id, agent_id, command)
+async def update(agent_id: str, actor: Developer, db: Db, web_search: WebSearch, command: UpdateAgent) -> Response:
+    agent = await service.update_agent(db, actor.workspace_id, agent_id, command, web_search=web_search)
     return Json(agent.body())
 
 

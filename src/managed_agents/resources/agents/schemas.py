@@ -78,21 +78,76 @@ class SandboxToolConfig(RequestModel):
     permission_policy: PermissionPolicy | None = None
 
 
-class WebToolConfig(RequestModel):
-    """Override for a web tool. Its settings are not served yet."""
+class ToolReference(RequestModel):
+    type: Literal["tool_reference"]
+    name: Annotated[str, Field(min_length=1, max_length=128)]
 
-    name: WebToolName
+
+class UrlSourceType(RequestModel):
+    type: Literal["all", "none"]
+
+
+class UrlSourceTools(RequestModel):
+    """spec: BetaManagedAgentsWebFetchURLSourceOnlyParam, …ExceptParam."""
+
+    type: Literal["only", "except"]
+    tools: Annotated[list[ToolReference], Field(min_length=1, max_length=128)]
+
+
+UrlSource = Annotated[
+    Annotated[Literal["all", "none"], Tag("text")]
+    | Annotated[Annotated[UrlSourceType | UrlSourceTools, Field(discriminator="type")], Tag("object")],
+    TextOrObject,
+]
+UserInputSource = Annotated[
+    Annotated[Literal["all", "none"], Tag("text")] | Annotated[UrlSourceType, Tag("object")], TextOrObject
+]
+
+
+class UrlSources(RequestModel):
+    """spec: BetaManagedAgentsWebFetchURLSourcesParams."""
+
+    user_input: UserInputSource | None = None
+    client_tool_results: UrlSource | None = None
+    server_tool_results: UrlSource | None = None
+
+
+class UserLocation(RequestModel):
+    """spec: BetaManagedAgentsUserLocationParam."""
+
+    type: Literal["approximate"]
+    city: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    region: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    country: str | None = None
+    timezone: str | None = None
+
+
+class WebFetchConfig(RequestModel):
+    """Override for `web_fetch`. spec: BetaManagedAgentsWebFetchToolConfigParams."""
+
+    name: Literal["web_fetch"]
     type: WebToolName | None = None
     enabled: bool | None = None
     permission_policy: PermissionPolicy | None = None
-    allowed_domains: Any = None
-    blocked_domains: Any = None
-    max_content_tokens: Any = None
-    user_location: Any = None
-    url_sources: Any = None
+    allowed_domains: list[str] | None = None
+    blocked_domains: list[str] | None = None
+    max_content_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    url_sources: UrlSources | None = None
 
 
-ToolConfig = Annotated[SandboxToolConfig | WebToolConfig, Field(discriminator="name")]
+class WebSearchConfig(RequestModel):
+    """Override for `web_search`. spec: BetaManagedAgentsWebSearchToolConfigParams."""
+
+    name: Literal["web_search"]
+    type: WebToolName | None = None
+    enabled: bool | None = None
+    permission_policy: PermissionPolicy | None = None
+    allowed_domains: list[str] | None = None
+    blocked_domains: list[str] | None = None
+    user_location: UserLocation | None = None
+
+
+ToolConfig = Annotated[SandboxToolConfig | WebFetchConfig | WebSearchConfig, Field(discriminator="name")]
 
 
 class AgentToolset(RequestModel):

@@ -9,14 +9,11 @@ from typing import Any
 
 from managed_agents.core.errors import InvalidRequest
 from managed_agents.resources.agents.schemas import (
-    AgentToolset,
     CustomTool,
     Tool,
     UnservedTool,
-    WebToolConfig,
+    WebSearchConfig,
 )
-
-WEB_SETTINGS = ("allowed_domains", "blocked_domains", "max_content_tokens", "user_location", "url_sources")
 
 
 def refuse_unserved(
@@ -25,13 +22,14 @@ def refuse_unserved(
     mcp_servers: Sequence[Any] = (),
     skills: Sequence[Any] = (),
     multiagent: object = None,
+    web_search: bool,
     prefix: str = "",
 ) -> None:
     """Raise `InvalidRequest` for the first thing that is not served. `prefix` is the path of the agent's
-    fields.
+    fields, `web_search` says whether this server has a search provider.
     """
     for index, tool in enumerate(tools):
-        _refuse_in_tool(tool, f"{prefix}tools.{index}")
+        _refuse_in_tool(tool, f"{prefix}tools.{index}", web_search=web_search)
     if mcp_servers:
         raise _refusal(f"{prefix}mcp_servers", "MCP servers", "are")
     if skills:
@@ -40,25 +38,20 @@ def refuse_unserved(
         raise _refusal(f"{prefix}multiagent", "multiagent orchestration")
 
 
-def _refuse_in_tool(tool: Tool, path: str) -> None:
+def _refuse_in_tool(tool: Tool, path: str, *, web_search: bool) -> None:
     if isinstance(tool, UnservedTool):
         raise _refusal(f"{path}.type", f'"{tool.type}"')
-    if isinstance(tool, CustomTool):
+    if isinstance(tool, CustomTool) or web_search:
         return
-    for index, config in enumerate(tool.configs):
-        if isinstance(config, WebToolConfig):
-            _refuse_web(config, tool, f"{path}.configs.{index}")
-
-
-def _refuse_web(config: WebToolConfig, tool: AgentToolset, path: str) -> None:
-    """A web tool may be switched off; switching it on, or setting it up, would promise what is not there."""
     default = tool.default_config.enabled if tool.default_config is not None else None
-    enabled = next((value for value in (config.enabled, default) if value is not None), True)
-    if enabled:
-        raise _refusal(f"{path}.name", f'"{config.name}"')
-    for setting in WEB_SETTINGS:
-        if getattr(config, setting) is not None:
-            raise _refusal(f"{path}.{setting}", "this setting")
+    for index, config in enumerate(tool.configs):
+        is_on = config.enabled if config.enabled is not None else default is not False
+        if isinstance(config, WebSearchConfig) and is_on:
+            # As part of the whole toolset it is merely not offered; who names it has to know.
+            raise InvalidRequest(
+                f'{path}.configs.{index}.name: "web_search" needs a search provider, and this server has none '
+                "(MANAGED_AGENTS_WEB_SEARCH)"
+            )
 
 
 def _refusal(path: str, what: str, verb: str = "is") -> InvalidRequest:

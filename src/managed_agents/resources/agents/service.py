@@ -63,13 +63,14 @@ class Agent:
         }
 
 
-async def create(db: Database, workspace_id: str, command: CreateAgent) -> Agent:
-    """Save a new agent as version 1."""
+async def create(db: Database, workspace_id: str, command: CreateAgent, *, web_search: bool) -> Agent:
+    """Save a new agent as version 1. `web_search`: this server has a search provider."""
     refuse_unserved(
         tools=command.tools,
         mcp_servers=command.mcp_servers,
         skills=command.skills,
         multiagent=command.multiagent,
+        web_search=web_search,
     )
     config = AgentConfig(
         name=command.name,
@@ -101,7 +102,7 @@ async def retrieve(db: Database, workspace_id: str, agent_id: str, version: int 
     return _required(agent)
 
 
-async def update_agent(db: Database, workspace_id: str, agent_id: str, command: UpdateAgent) -> Agent:
+async def update_agent(db: Database, workspace_id: str, agent_id: str, command: UpdateAgent, *, web_search: bool) -> Agent:
     """Save a new version if anything changes, else return the current one.
 
     Raises `NotFound`, `InvalidRequest` for an archived agent, `Conflict` for a stale `version` even when
@@ -112,6 +113,7 @@ async def update_agent(db: Database, workspace_id: str, agent_id: str, command: 
         mcp_servers=command.mcp_servers or (),
         skills=command.skills or (),
         multiagent=command.multiagent,
+        web_search=web_search,
     )
     _check_id(agent_id)
     async with db.transaction() as tx:
@@ -193,9 +195,10 @@ async def list_versions(
 ) -> tuple[list[Agent], str | None]:
     """Return a page of versions, newest first, and the cursor of the next page. Raises `NotFound`."""
     _check_id(agent_id)
+    listing = f"agent_versions/{agent_id}"
     before = true()
     if query.page is not None:
-        (last,) = pagination.decode_cursor("agent_versions", query.page, (int,))
+        (last,) = pagination.decode_cursor(listing, query.page, (int,))
         before = AgentVersionRow.version < last
     statement = _joined(before).where(AgentRow.id == agent_id, AgentRow.workspace_id == workspace_id)
     statement = statement.order_by(AgentVersionRow.version.desc()).limit(query.limit + 1)
@@ -205,10 +208,12 @@ async def list_versions(
         raise _missing()
     agents = [_agent(row) for row in rows[: query.limit] if row.version is not None]
     more = len(rows) > query.limit
-    return agents, pagination.encode_cursor("agent_versions", [agents[-1].version]) if more else None
+    return agents, pagination.encode_cursor(listing, [agents[-1].version]) if more else None
 
 
-async def resolve_for_session(tx: Tx, workspace_id: str, reference: str | AgentReference | AgentWithOverrides) -> AgentSnapshot:
+async def resolve_for_session(
+    tx: Tx, workspace_id: str, reference: str | AgentReference | AgentWithOverrides, *, web_search: bool = False
+) -> AgentSnapshot:
     """Return the effective agent a new session keeps.
 
     Raises `NotFound` naming what does not exist, `InvalidRequest` for an archived agent or a refused
@@ -227,16 +232,17 @@ async def resolve_for_session(tx: Tx, workspace_id: str, reference: str | AgentR
         raise InvalidRequest(f"{path}: agent {agent.id} is archived")
     config = agent.config
     if isinstance(reference, AgentWithOverrides):
-        config = overridden(config, reference)
+        config = overridden(config, reference, web_search=web_search)
     return snapshot(agent.id, agent.version, config)
 
 
-def overridden(config: AgentConfig, reference: AgentWithOverrides) -> AgentConfig:
+def overridden(config: AgentConfig, reference: AgentWithOverrides, *, web_search: bool) -> AgentConfig:
     """Return `config` with one session's replacements: each is taken whole, null or an empty list clears."""
     refuse_unserved(
         tools=reference.tools or (),
         mcp_servers=reference.mcp_servers or (),
         skills=reference.skills or (),
+        web_search=web_search,
         prefix="agent.",
     )
     sent = reference.model_fields_set
@@ -252,9 +258,9 @@ def overridden(config: AgentConfig, reference: AgentWithOverrides) -> AgentConfi
     return result
 
 
-def updated_for_session(stored: AgentSnapshot, command: SessionAgentUpdate) -> AgentSnapshot:
+def updated_for_session(stored: AgentSnapshot, command: SessionAgentUpdate, *, web_search: bool) -> AgentSnapshot:
     """Return a session's agent with other tools: a list that was sent replaces the stored one."""
-    refuse_unserved(tools=command.tools, mcp_servers=command.mcp_servers, prefix="agent.")
+    refuse_unserved(tools=command.tools, mcp_servers=command.mcp_servers, web_search=web_search, prefix="agent.")
     result = stored.copy()
     if "tools" in command.model_fields_set:
         result["tools"] = resolve_tools(command.tools, prefix="agent.")

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
+from managed_agents.core import clock as wall
 from managed_agents.core.ids import ApiKeyId, EnvironmentId, OrganizationId, WorkspaceId
 from managed_agents.db.engine import Database
 from managed_agents.resources.keys.tables import ApiKeyRow
@@ -31,6 +32,7 @@ CACHE_SECONDS = 5.0
 CACHE_KEYS_MAX = 10_000
 LAST_USED_EVERY = timedelta(minutes=1)
 LOOK_AGAIN_SECONDS = 30.0
+EXPIRY_SECONDS_MIN = 0.5  # between two looks at a key that ends about now: the database's clock decides, and may be behind ours
 
 CacheKey = bytes | tuple[str, str]  # a secret's digest; a key and the other workspace it acts in, "" for its own
 
@@ -102,6 +104,7 @@ _KEY = (
         ApiKeyRow.id,
         ApiKeyRow.scope,
         ApiKeyRow.environment_id,
+        ApiKeyRow.expires_at,
         func.extract("epoch", ApiKeyRow.expires_at - func.now()),
         _UNUSED_LATELY,
     )
@@ -119,7 +122,7 @@ async def find(db: Database, which: ColumnElement[bool]) -> tuple[Actor, float] 
         row = (await tx.execute(_KEY.where(which))).one_or_none()
         if row is None:
             return None
-        workspace_id, organization_id, is_default, creates, reads, key_id, scope, environment_id, lasts, stale = row
+        workspace_id, organization_id, is_default, creates, reads, key_id, scope, environment_id, expires_at, lasts, stale = row
         if stale:
             # Never waits for another process that notes the same.
             free = select(ApiKeyRow.id).where(ApiKeyRow.id == key_id, _UNUSED_LATELY).with_for_update(skip_locked=True)
@@ -133,6 +136,7 @@ async def find(db: Database, which: ColumnElement[bool]) -> tuple[Actor, float] 
         of_default_workspace=is_default,
         creates_per_minute=creates,
         reads_per_minute=reads,
+        key_expires_at=expires_at,
     )
     return actor, CACHE_SECONDS if lasts is None else float(lasts)
 
@@ -177,7 +181,7 @@ class KeyDirectory:
     async def lost(self, actor: Actor) -> None:
         """Return when `actor` may not go on; for streams, which outlive many lookups.
 
-        Looks whenever rights changed, and now and then for a key that ends by itself. What many streams ask is asked once.
+        Looks whenever rights changed, when the key ends by itself, and now and then. What many streams ask is asked once.
         """
         while True:
             changed = self._changed  # of before the look, so that no change falls between
@@ -186,7 +190,7 @@ class KeyDirectory:
                     return
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.warning("cannot tell whether a stream's key is live", extra={"cause": repr(error)})
-            with anyio.move_on_after(LOOK_AGAIN_SECONDS):
+            with anyio.move_on_after(_seconds_to_next_look(actor)):
                 await changed.wait()
 
     def forget(self, ids: Iterable[str] | None = None) -> None:
@@ -211,3 +215,10 @@ class KeyDirectory:
             return None
         self._cache.put(key, found[0], state, found[1])
         return found[0]
+
+
+def _seconds_to_next_look(actor: Actor) -> float:
+    if actor.key_expires_at is None:
+        return LOOK_AGAIN_SECONDS
+    left = (actor.key_expires_at - wall.now()).total_seconds()
+    return min(LOOK_AGAIN_SECONDS, max(EXPIRY_SECONDS_MIN, left))

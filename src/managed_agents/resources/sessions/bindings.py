@@ -95,12 +95,13 @@ _OUTPUTS = text("SELECT output_path, sha256 FROM files WHERE session_id = :sessi
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
     WHERE host = :host AND state IN ('live', 'stopping') AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
-      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL)
+      -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
+      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
     ORDER BY last_used_at LIMIT 50
 """)
 _STOPPING = text("""
     UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state IN ('live', 'stopping') AND last_used_at = :seen
-      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL)
+      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
 """)
 _STOPPED = text("UPDATE sandboxes SET state = 'stopped' WHERE id = :id AND state = 'stopping'")
 _DOOM = text("""
@@ -110,7 +111,7 @@ _DOOM = text("""
                        AND s.archived_at IS NULL)
            OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
            OR b.since <= clock_timestamp() - make_interval(secs => :kept)
-              AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL)
+              AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
            -- Everything in it is in its snapshot: nobody ran anything in it since.
            OR b.state = 'stopped' AND b.last_used_at < clock_timestamp() - make_interval(secs => :parked)
               AND EXISTS (SELECT 1 FROM sandbox_snapshots n WHERE n.session_id = b.session_id

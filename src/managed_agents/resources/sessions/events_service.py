@@ -21,7 +21,7 @@ from managed_agents.resources.sessions.service import check_id, not_found
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
-EVENTS_LISTING = "events"
+EVENTS_LISTING = "events/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SessionEvents:
     async def page(self, workspace_id: WorkspaceId, session_id: str, query: ListEvents, *, thread_id: str | None = None) -> bytes:
         """One page of the history of a thread, the primary one by default, as JSON. Raises NotFound, InvalidRequest."""
         cursor = read.HistoryCursor(query.order)
-        listing = EVENTS_LISTING if thread_id is None else thread_id
+        listing = EVENTS_LISTING + session_id if thread_id is None else thread_id
         if query.page is not None:
             order, seq, inbox_seq = pagination.decode_cursor(listing, query.page, (str, int, int))
             if order != query.order:

@@ -22,6 +22,7 @@ from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, QueuedEvent, StoredEvent, with_processed_at
 from managed_agents.eventlog.hints import Hints
+from managed_agents.resources.sessions import budgets
 from managed_agents.resources.sessions.schemas import (
     AnyClientEvent,
     SystemMessage,
@@ -133,6 +134,8 @@ class _Receiver:
                     self._interrupted = True
 
     async def receive(self, index: int, event: AnyClientEvent) -> None:
+        if self._head.at_cap:
+            budgets.check_accepted(event.type, index)
         match event:
             case UserMessage():
                 self._check_not_blocked(index, event.type)
@@ -170,6 +173,12 @@ class _Receiver:
                 error_code="thread_not_found",
             )
         fields = {"session_thread_id": event.session_thread_id}
+        if head.at_cap and self._rests and not self._waiting and head.inbox_count == 0:
+            # spec: an interrupt of a session that its budget has paused is accepted, ignored and never stored
+            ignored = ev.new_event(event.type, head.primary_thread_id, fields)
+            assert ignored.payload is not None
+            self.accepted.echo.append(with_processed_at(ignored.payload, None))
+            return
         if self._rests and not self._waiting and head.inbox_count == 0:
             # Nothing to interrupt: history keeps it, nothing runs.
             self._append(ev.new_event(event.type, head.primary_thread_id, fields))

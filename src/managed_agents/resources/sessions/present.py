@@ -30,7 +30,7 @@ def session_json(row: Any, resources: Sequence[Any], at: datetime) -> Json:
         "deployment_id": None,
         "resources": [resource_json(resource) for resource in resources],
         "metadata": row.metadata,
-        "budget": None,
+        "budget": fold.budget_json(row.budget_cents),
         "usage": fold.usage_json(state.totals, state.active.until(at), measured=state.requests > 0, runtime=True),
         "stats": {
             "active_seconds": round(state.threads_active_until(at), 6),

@@ -26,7 +26,7 @@ from managed_agents.resources.sessions.tables import RESOURCES
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
-LISTING = "resources"
+LISTING = "resources/"  # of one session: a cursor is good for its own list only
 
 
 async def page(db: Database, workspace_id: WorkspaceId, session_id: str, query: ListResources) -> Json:
@@ -35,7 +35,7 @@ async def page(db: Database, workspace_id: WorkspaceId, session_id: str, query: 
     statement = select(RESOURCES).where(RESOURCES.c.session_id == session_id)
     key = tuple_(RESOURCES.c.created_at, RESOURCES.c.id)
     if query.page is not None:
-        micros, last_id = pagination.decode_cursor(LISTING, query.page, (int, str))
+        micros, last_id = pagination.decode_cursor(LISTING + session_id, query.page, (int, str))
         statement = statement.where(key > tuple_(pagination.from_micros(micros), last_id))
     limit = RESOURCES_MAX if query.limit is None else query.limit
     async with db.autocommit() as tx:
@@ -43,7 +43,7 @@ async def page(db: Database, workspace_id: WorkspaceId, session_id: str, query: 
         rows = (await tx.execute(statement.order_by(RESOURCES.c.created_at, RESOURCES.c.id).limit(limit + 1))).all()
     return {
         "data": [resource_json(row) for row in rows[:limit]],
-        "next_page": pagination.next_page(LISTING, rows, limit),
+        "next_page": pagination.next_page(LISTING + session_id, rows, limit),
     }
 
 

@@ -227,6 +227,24 @@ EVENT_DELTAS_MAX = 100  # spec: event_stream_params.py; more values are refused
 RESOURCES_MAX = 500  # spec: file resources per session
 
 
+class MonetaryAmount(RequestModel):
+    """Whole cents. spec: beta_monetary_amount_param.py"""
+
+    amount: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,14}$")]
+    currency: Literal["USD"]
+
+
+class Budget(RequestModel):
+    """spec: beta_managed_agents_budget_limit_param.py"""
+
+    type: Literal["limit"]
+    max_list_cost: MonetaryAmount
+
+    @property
+    def cents(self) -> int:
+        return int(self.max_list_cost.amount)
+
+
 class CreateSession(RequestModel):
     """`POST /v1/sessions`."""
 
@@ -236,22 +254,8 @@ class CreateSession(RequestModel):
     metadata: dict[str, str] | None = None
     resources: list[Resource] = Field(default_factory=list[Resource], max_length=RESOURCES_MAX)
     vault_ids: Annotated[list[str] | None, BeforeValidator(served.nothing)] = None
-    budget: Annotated[None, BeforeValidator(served.nothing)] = None
+    budget: Budget | None = None
     initial_events: list[InitialEvent] = Field(default_factory=list[InitialEvent], max_length=limits.EVENTS_PER_SEND_MAX)
-
-
-class MonetaryAmount(RequestModel):
-    """spec: BetaMonetaryAmountParam: whole minor units as text, more than none."""
-
-    amount: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,14}$")]
-    currency: Literal["USD"]
-
-
-class BudgetLimit(RequestModel):
-    """spec: BetaManagedAgentsBudgetLimitParam."""
-
-    type: Literal["limit"]
-    max_list_cost: MonetaryAmount
 
 
 def _not_updatable(_value: Any) -> Any:
@@ -265,7 +269,7 @@ class UpdateSession(RequestModel):
     title: Title | None = None
     metadata: dict[str, str | None] | None = None
     vault_ids: Annotated[None, BeforeValidator(_not_updatable)] = None
-    budget: BudgetLimit | None = None
+    budget: Budget | None = None
     agent: SessionAgentUpdate = SessionAgentUpdate()
 
 

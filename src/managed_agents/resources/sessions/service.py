@@ -16,11 +16,12 @@ from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import fold
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.agents import service as agents
 from managed_agents.resources.environments import service as environments
-from managed_agents.resources.sessions import inputs, mounts
+from managed_agents.resources.sessions import budgets, inputs, mounts
 from managed_agents.resources.sessions.present import session_json
 from managed_agents.resources.sessions.schemas import CreateSession, ListSessions, UpdateSession
 from managed_agents.web import metadata, pagination
@@ -47,6 +48,8 @@ class Sessions:
 
     db: Database
     hints: Hints
+    web_search: bool = False
+    """Whether the workers have a search provider."""
 
     async def create(self, workspace_id: WorkspaceId, body: CreateSession) -> Json:
         """Create a session: idle, or running when it has initial events.
@@ -57,7 +60,7 @@ class Sessions:
         session_id = SessionId(ids.new_id(ids.SESSION))
         thread_id = ids.new_id(ids.THREAD)
         async with self.db.transaction() as tx:
-            agent = await agents.resolve_for_session(tx, workspace_id, body.agent)
+            agent = await agents.resolve_for_session(tx, workspace_id, body.agent, web_search=self.web_search)
             environment = await environments.usable_for_session(tx, workspace_id, body.environment_id)
             at: datetime = (await tx.execute(select(func.clock_timestamp()))).scalar_one()
             await tx.execute(
@@ -70,6 +73,7 @@ class Sessions:
                     agent=agent,
                     environment_config=environment.config,
                     primary_thread_id=thread_id,
+                    budget_cents=budgets.checked(body.budget, agent["model"]["id"]),
                     title=body.title,
                     metadata=metadata.checked(body.metadata or {}),
                     created_at=at,
@@ -104,12 +108,13 @@ class Sessions:
             return await _read(tx, workspace_id, session_id)
 
     async def update(self, workspace_id: WorkspaceId, session_id: str, body: UpdateSession) -> Json:
-        """Set title, merge metadata, replace the agent's tools; what really changed is told by one `session.updated`.
+        """Set title and budget, merge metadata, replace the agent's tools; what really changed is told by one `session.updated`.
 
         New tools are those of the next turn: a worker reads the agent when it claims the session.
 
         Raises:
-            NotFound. InvalidRequest: archived, too much metadata, or new tools while it is not idle.
+            NotFound. InvalidRequest: archived, too much metadata, a budget that cannot be set, or new tools while it is not
+            idle.
         """
         sent = body.model_fields_set
         appended: list[ev.StoredEvent] = []
@@ -125,27 +130,34 @@ class Sessions:
             labels = metadata.merged(stored.metadata, body.metadata or {})
             if labels != stored.metadata:
                 changed["metadata"] = labels
-            if body.budget is not None:
-                # spec: session_update_params.py; no session here was created with a budget
-                raise InvalidRequest(
-                    "budget: cannot be added to a session that was created without one (budget_create_only)",
-                    error_code="budget_create_only",
-                )
             if body.agent.model_fields_set:
-                agent = agents.updated_for_session(stored.agent, body.agent)
+                agent = agents.updated_for_session(stored.agent, body.agent, web_search=self.web_search)
                 if _busy(head) is not None or head.owner is not None:
                     raise InvalidRequest(
                         f"agent: tools and mcp_servers of session {session_id} can only be changed while it is idle"
                     )
                 if agent != stored.agent:
                     changed["agent"] = agent
+            resumes = False
+            if "budget" in sent and budgets.change(head, body.budget):
+                changed["budget"] = fold.budget_json(head.budget_cents)
+                resumes = await budgets.resumes(tx, head)
             if changed:
-                await tx.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(**changed))
+                values = {name: value for name, value in changed.items() if name != "budget"}
+                values["budget_cents"] = head.budget_cents
+                await tx.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(**values))
                 # spec: beta_managed_agents_session_updated_event.py, metadata is absent when it became empty
                 told = {key: value for key, value in changed.items() if key != "metadata" or value}
                 appended = head.append([ev.new_event("session.updated", head.primary_thread_id, told)])
+                if resumes:
+                    appended += head.append(ev.running(head.primary_thread_id, head.agent_name))
+                if "budget" in changed:
+                    # Whoever runs the session has to look at it again.
+                    head.input_seq += 1
                 await log.write(tx, [head])
             answer = await _read(tx, workspace_id, session_id)
+        if "budget" in changed:
+            self.hints.work(session_id)
         if appended:
             self.hints.appended(appended)
         return answer

@@ -18,7 +18,7 @@ from managed_agents.resources.sessions.service import lock_session
 from managed_agents.web import pagination
 
 Json = dict[str, Any]
-LISTING = "threads"
+LISTING = "threads/"  # of one session: a cursor is good for its own list only
 
 
 async def page(db: Database, workspace_id: WorkspaceId, session_id: str, query: ListThreads) -> Json:
@@ -27,7 +27,7 @@ async def page(db: Database, workspace_id: WorkspaceId, session_id: str, query: 
     if query.statuses:
         statement = statement.where(THREADS.c.status.in_(query.statuses))
     if query.page is not None:
-        micros, last_id = pagination.decode_cursor(LISTING, query.page, (int, str))
+        micros, last_id = pagination.decode_cursor(LISTING + session_id, query.page, (int, str))
         key = tuple_(THREADS.c.created_at, THREADS.c.id)
         statement = statement.where(key > tuple_(pagination.from_micros(micros), last_id))
     statement = statement.order_by(THREADS.c.created_at, THREADS.c.id).limit(query.limit + 1)
@@ -36,7 +36,7 @@ async def page(db: Database, workspace_id: WorkspaceId, session_id: str, query: 
         rows = (await tx.execute(statement)).all()
     return {
         "data": [thread_json(row, row.at) for row in rows[: query.limit]],
-        "next_page": pagination.next_page(LISTING, rows, query.limit),
+        "next_page": pagination.next_page(LISTING + session_id, rows, query.limit),
     }
 
 

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from . import frames, transfer
+from . import frames, spill, transfer
 from .config import Config
 from .filetools import Block, edit, read, write
 from .search import glob, grep
@@ -52,6 +52,9 @@ def _tool(sock: socket.socket, header: frames.Header, config: Config) -> None:
     content: list[Block]
     try:
         content = TOOLS[name](json.loads(b"".join(parts)), config)
+        for block in content:
+            if block["type"] == "text":
+                block["text"] = spill.shown(name, block["text"], config)
     except ToolError as error:
         content, is_error = [{"type": "text", "text": str(error)}], True
     except OSError as error:

@@ -1,0 +1,37 @@
+"""Domain rules of the web tools: a rule covers a host and its subdomains, and below a path prefix where it has one. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+
+def hostname(url: str) -> str | None:
+    """The host of `url` as rules are compared with it: lower case, ASCII, without a final dot. None when it has none.
+
+    Read by the library that makes the request: two readers of one URL could be told two hosts.
+    """
+    try:
+        return httpx.URL(url).raw_host.decode("ascii").lower().rstrip(".") or None
+    except (httpx.InvalidURL, UnicodeError):
+        return None
+
+
+def _covers(rule: str, host: str, path: str) -> bool:
+    name, _, prefix = rule.lower().removesuffix("/").partition("/")
+    if host != name and not host.endswith("." + name):
+        return False
+    below = "/" + prefix
+    return not prefix or path.lower() == below or path.lower().startswith(below + "/")
+
+
+def permitted(url: str, config: dict[str, Any]) -> bool:
+    """Whether the lists of a web tool's configuration let `url` through."""
+    host = hostname(url)
+    if host is None:
+        return False
+    path = httpx.URL(url).path
+    rules: Sequence[str] | None = config.get("allowed_domains")
+    if rules is not None and not any(_covers(rule, host, path) for rule in rules):
+        return False
+    return not any(_covers(rule, host, path) for rule in config.get("blocked_domains") or ())

@@ -1,0 +1,90 @@
+"""The Messages API's own `web_search` server tool as a provider: a small request beside the turn, for one search.
+
+Beside, and not as a tool of the turn's own request, so that permission policies, domain rules and events are the same for every
+provider. What the request uses is accounted with the call's result.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from managed_agents.harness.response import usage_of
+from managed_agents.harness.tools.web_fetch import WebError
+from managed_agents.harness.tools.web_search import Answer, Found
+from managed_agents.model import errors
+from managed_agents.model.client import ModelClient
+from managed_agents.model.events import MessageFinished, ModelRequest
+from managed_agents.model.prices import response_cost
+
+Json = dict[str, Any]
+
+TOOL = "web_search_20250305"
+OUTPUT_TOKENS_MAX = 4096
+SECONDS_MAX = 120.0
+INSTRUCTIONS = (
+    "Search the web once for the query you are given, with exactly these words. Then quote, with citations, the passages of "
+    "each result that answer the query best. Add nothing of your own."
+)
+_CODES = frozenset({"invalid_tool_input", "max_uses_exceeded", "too_many_requests", "query_too_long", "request_too_large"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSearch:
+    """Searches with the model's endpoint."""
+
+    client: ModelClient
+
+    async def search(self, query: str, config: Json, agent: Mapping[str, Any]) -> Answer:
+        model = agent["model"]
+        tool: Json = {"type": TOOL, "name": "web_search", "max_uses": 1}
+        tool |= {
+            name: config[name] for name in ("allowed_domains", "blocked_domains", "user_location") if config.get(name) is not None
+        }
+        body: Json = {
+            "model": model["id"],
+            "max_tokens": OUTPUT_TOKENS_MAX,
+            "system": INSTRUCTIONS,
+            "messages": [{"role": "user", "content": query}],
+            "tools": [tool],
+        }
+        if (geo := model.get("inference_geo")) is not None:
+            body["inference_geo"] = geo
+        try:
+            with anyio.fail_after(SECONDS_MAX):
+                finished = await self._finished(body)
+        except errors.RateLimited as error:
+            raise WebError("too_many_requests", "the model's endpoint takes no more requests now") from error
+        except (errors.ModelError, TimeoutError) as error:
+            raise WebError("unavailable", f"the search failed ({str(error) or type(error).__name__})") from error
+        cost = response_cost(finished.model, finished.usage, inference_geo=model.get("inference_geo"))
+        return Answer(_results(finished.content), usage_of(finished.usage, cost))
+
+    async def _finished(self, body: Json) -> MessageFinished:
+        async with self.client.stream(ModelRequest(body)) as events:
+            async for event in events:
+                if isinstance(event, MessageFinished):
+                    return event
+        raise AssertionError("a response that ends without its last event is an error of the client")
+
+
+def _results(content: list[Json]) -> list[Found]:
+    """The results of the search, each with the passages that were quoted from it. Raises WebError."""
+    quoted: dict[str, list[str]] = {}
+    found: dict[str, Json] = {}
+    for block in content:
+        if block["type"] == "web_search_tool_result":
+            results = block["content"]
+            if isinstance(results, dict):
+                code = str(results.get("error_code"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+                raise WebError(code if code in _CODES else "unavailable", "the provider's search failed")
+            found |= {result["url"]: result for result in results}
+        for citation in block.get("citations") or ():
+            passages = quoted.setdefault(citation.get("url", ""), [])
+            if (passage := citation.get("cited_text")) and passage not in passages:
+                passages.append(passage)
+    return [
+        Found(url, result.get("title") or "", "\n".join(quoted.get(url, ())) or result.get("page_age") or "")
+        for url, result in found.items()
+    ]

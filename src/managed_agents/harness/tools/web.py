@@ -1,0 +1,42 @@
+"""The web tools of a worker: what `web_fetch` and `web_search` calls become. Trouble is an error outcome, told to the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from managed_agents.eventlog.events import SpanUsage
+from managed_agents.harness.tools import web_search
+from managed_agents.harness.tools.web_fetch import SeenUrls, WebError, WebFetch
+from managed_agents.harness.tools.web_search import SearchProvider
+from managed_agents.harness.turn import ToolCall
+from managed_agents.sandbox.backend import Outcome
+
+Json = dict[str, Any]
+
+NO_PROVIDER = "web_search is not available: this server has no search provider (MANAGED_AGENTS_WEB_SEARCH)."
+
+
+@dataclass(frozen=True, slots=True)
+class WebTools:
+    """What every session of a worker shares."""
+
+    fetch: WebFetch
+    search: SearchProvider | None
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Tools that cannot be run here, and why."""
+        return {} if self.search is not None else {"web_search": NO_PROVIDER}
+
+    async def run(
+        self, call: ToolCall, config: Json, agent: Mapping[str, Any], seen: SeenUrls
+    ) -> tuple[Outcome, SpanUsage | None]:
+        """Run `call` under its tool's settings; also what it cost. Repeating it is harmless."""
+        try:
+            if call.name == "web_fetch":
+                return Outcome(await self.fetch.run(call.input, config, seen), is_error=False), None
+            assert self.search is not None, "a tool that is missing is refused before"
+            content, usage = await web_search.run(self.search, call.input, config, agent)
+            return Outcome(content, is_error=False), usage
+        except WebError as error:
+            return Outcome([{"type": "text", "text": str(error)}], is_error=True), None

@@ -1,0 +1,50 @@
+"""Calls of the web tools in one session: under its agent's settings, with its conversation, large outputs kept in its sandbox."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from managed_agents.db.engine import Database
+from managed_agents.eventlog import read
+from managed_agents.eventlog.events import SpanUsage
+from managed_agents.harness import large_output
+from managed_agents.harness.hands import SessionHands
+from managed_agents.harness.lease import Claim
+from managed_agents.harness.tools import definitions, seen_urls
+from managed_agents.harness.tools.web import WebTools
+from managed_agents.harness.turn import ToolCall
+from managed_agents.sandbox.backend import Outcome
+from managed_agents.sandbox.layout import SPILL
+
+Json = dict[str, Any]
+
+
+class WebCalls:
+    """One session's use of the worker's web tools."""
+
+    def __init__(self, web: WebTools, db: Database, claim: Claim, agent: Mapping[str, Any], hands: SessionHands) -> None:
+        self._web = web
+        self._db = db
+        self._claim = claim
+        self._agent = agent
+        self._hands = hands
+
+    async def run(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
+        """Run `call`; also what it cost by itself."""
+        config = definitions.settings_of(call.name, self._agent["tools"])
+        outcome, usage = await self._web.run(call, config, self._agent, self._seen)
+        content = [await self._shortened(call, block) for block in outcome.content]
+        return Outcome(content, outcome.is_error), usage
+
+    async def _shortened(self, call: ToolCall, block: Json) -> Json:
+        """The block itself, or its preview; the whole is kept where the session's own tools can read it."""
+        if not large_output.is_large(block):
+            return block
+        path = f"{SPILL}/{call.name}-{call.event_id}.txt"
+        kept = definitions.offers_sandbox(self._agent["tools"]) and await self._hands.keep(path, block["text"])
+        return {**block, "text": large_output.preview(block["text"], path if kept else None)}
+
+    async def _seen(self, sources: Json) -> set[str]:
+        """URLs that the conversation has shown the model, from the log: what was compacted away counts too."""
+        async with self._db.autocommit() as tx:
+            events = await read.of_types(tx, self._claim.session_id, self._claim.thread_id, seen_urls.TYPES)
+        return seen_urls.seen(events, sources)

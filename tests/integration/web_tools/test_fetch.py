@@ -1,0 +1,236 @@
+"""`web_fetch` against real servers: what it reads, and where it does not go."""
+
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from managed_agents.core import addresses
+from managed_agents.harness.tools import guarded_http
+from managed_agents.harness.tools.guarded_http import GuardedClient
+from managed_agents.harness.tools.web_fetch import WebError, WebFetch
+from tests.support.websites import PDF, Names, website
+
+pytestmark = pytest.mark.anyio
+LOOPBACK = addresses.networks("127.0.0.0/8,::1/128")
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def site() -> AsyncIterator[str]:
+    async with website() as url:
+        yield url
+
+
+async def no_urls(_sources: dict[str, Any]) -> set[str]:
+    return set()
+
+
+async def fetch(url: str, *, client: GuardedClient | None = None, **config: Any) -> Any:
+    """Fetch where loopback is allowed; returns the only block."""
+    tool = WebFetch(client or GuardedClient(exceptions=LOOPBACK))
+    (block,) = await tool.run({"url": url}, config, no_urls)
+    return block
+
+
+async def refused(url: str, code: str, *, client: GuardedClient | None = None, **config: Any) -> str:
+    with pytest.raises(WebError) as error:
+        await fetch(url, client=client, **config)
+    assert str(error.value).startswith(f"{code}: "), str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.requirement("WEB-101")
+@pytest.mark.parametrize(
+    ("name", "shown", "absent"),
+    [
+        ("html", "# Heading", "evil"),
+        ("html", "Title: A & B", "hidden"),
+        ("latin", "café", "\ufffd"),
+        ("text", "plain words", ""),
+        ("json", '{"a": 1}', ""),
+        ("gzip", "unpacked", ""),
+        ("empty", "(no text on this page)", ""),
+        ("nested", "(no text on this page)", ""),
+    ],
+)
+async def test_pages_become_text(site: str, name: str, shown: str, absent: str) -> None:
+    block = await fetch(f"{site}/page/{name}")
+    assert block["type"] == "text"
+    assert block["text"].startswith(f"URL: {site}/page/{name}\n")
+    assert shown in block["text"]
+    assert not absent or absent not in block["text"]
+
+
+async def test_links_are_absolute(site: str) -> None:
+    assert f"[a link]({site}/next?x=1)" in (await fetch(f"{site}/page/html"))["text"]
+
+
+async def test_a_pdf_is_a_document(site: str) -> None:
+    block = await fetch(f"{site}/page/pdf")
+    assert (block["type"], block["source"]["media_type"]) == ("document", "application/pdf")
+    assert base64.b64decode(block["source"]["data"]) == PDF
+    await refused(f"{site}/page/no-pdf", "unsupported_content_type")
+
+
+@pytest.mark.requirement("WEB-102")
+async def test_text_is_cut_at_the_tokens_allowed(site: str) -> None:
+    text = (await fetch(f"{site}/page/long", max_content_tokens=100))["text"]
+    assert 400 < len(text) < 700
+    assert "100 tokens" in text
+    assert "tokens" not in (await fetch(f"{site}/page/html", max_content_tokens=1000))["text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/page/nothing", "url_not_accessible"),
+        ("/status/500", "url_not_accessible"),
+        ("/status/429", "too_many_requests"),
+        ("/page/image", "unsupported_content_type"),
+        ("/page/brotli", "unsupported_content_type"),
+        ("/page/broken-gzip", "url_not_accessible"),
+        ("/endless?type=application/pdf", "content_too_large"),
+    ],
+)
+async def test_trouble_has_a_code(site: str, path: str, code: str) -> None:
+    await refused(f"{site}{path}", code)
+
+
+@pytest.mark.requirement("WEB-103")
+@pytest.mark.parametrize("path", ["/endless", "/page/bomb"])
+async def test_huge_bodies_are_cut(site: str, path: str) -> None:
+    text = (await fetch(f"{site}{path}"))["text"]
+    assert len(text) < 2 * 1024 * 1024 + 1000
+    assert "Only the first 2097152 bytes" in text
+
+
+@pytest.mark.requirement("WEB-103")
+async def test_slow_bodies_are_given_up(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded_http, "FETCH_SECONDS_MAX", 0.5)
+    assert "within" in await refused(f"{site}/slow", "url_not_accessible")
+
+
+@pytest.mark.requirement("WEB-104")
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "localhost", "LOCALHOST", "0x7f000001", "2130706433", "127.1", "0", "[::1]", "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:127.0.0.1]", "[::]", "169.254.169.254", "[fe80::1]", "①②⑦.⓪.⓪.①",
+        "127。0。0。1", "user:pass@127.0.0.1", "127.0.0.1#@example.com", "example.com@127.0.0.1",
+    ],
+)  # fmt: skip
+async def test_nothing_inside_is_reached_however_it_is_written(site: str, host: str) -> None:
+    port = urlsplit(site).port
+    with pytest.raises(WebError, match=r"^(url_not_allowed|url_not_accessible): "):
+        await fetch(f"http://{host}:{port}/page/text", client=GuardedClient())
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com/", "file:///etc/passwd", "//example.com/", "http://", "http:///x", "gopher://x", "http://a b/",
+            "http://example.com/\r\nx: y", "http://[::1/", "javascript:1", "http://example.com:99999/"],
+)  # fmt: skip
+async def test_only_http_urls_are_fetched(url: str) -> None:
+    await refused(url, "url_not_allowed")
+
+
+async def test_wrong_input_is_told() -> None:
+    tool = WebFetch(GuardedClient())
+    for arguments in ({}, {"url": 5}, {"url": " "}):
+        with pytest.raises(WebError, match=r"^invalid_tool_input"):
+            await tool.run(arguments, {}, no_urls)
+    with pytest.raises(WebError, match=r"^url_too_long"):
+        await tool.run({"url": "http://example.com/" + "x" * 3000}, {}, no_urls)
+
+
+@pytest.mark.requirement("WEB-104")
+async def test_redirects_are_checked_one_by_one(site: str) -> None:
+    port = urlsplit(site).port
+    names = Names(public_test=[["127.0.0.1"]], inside_test=[["127.0.0.2"]])
+    # Of the two loopback addresses that the names mean, only one is allowed here.
+    client = GuardedClient(exceptions=addresses.networks("127.0.0.1/32"), resolver=names)
+    block = await fetch(f"http://public.test:{port}/page/text", client=client)
+    assert "plain words" in block["text"]
+    for inside in (f"http://inside.test:{port}/page/text", f"http://127.0.0.2:{port}/", f"//inside.test:{port}/page/text"):
+        await refused(f"http://public.test:{port}/redirect?to={inside}", "url_not_allowed", client=client)
+    await refused(f"http://public.test:{port}/redirect?to=ftp://public.test/", "url_not_allowed", client=client)
+    again = await fetch(f"http://public.test:{port}/redirect?to=/page/text%23part", client=client)
+    assert again["text"].startswith(f"URL: http://public.test:{port}/page/text\n")
+    assert "redirects" in await refused(f"http://public.test:{port}/loop", "url_not_accessible", client=client)
+
+
+@pytest.mark.requirement("WEB-105")
+async def test_a_name_that_changes_its_mind_gains_nothing(site: str) -> None:
+    port = urlsplit(site).port
+    names = Names(rebind_test=[["127.0.0.1"], ["127.0.0.2"]])
+    client = GuardedClient(exceptions=addresses.networks("127.0.0.1/32"), resolver=names)
+    block = await fetch(f"http://rebind.test:{port}/page/injection", client=client)
+    assert f"rebind.test:{port}" in block["text"]
+    assert names.asked == ["rebind.test"]  # asked once: what was checked is what was connected to
+    await refused(f"http://rebind.test:{port}/page/text", "url_not_allowed", client=client)
+
+
+async def test_of_several_addresses_only_allowed_ones_are_used(site: str) -> None:
+    port = urlsplit(site).port
+    names = Names(mixed_test=[["10.0.0.1", "127.0.0.1"]])
+    client = GuardedClient(exceptions=addresses.networks("127.0.0.1/32"), resolver=names)
+    assert "plain words" in (await fetch(f"http://mixed.test:{port}/page/text", client=client))["text"]
+
+
+async def test_nobody_answers() -> None:
+    names = Names(dead_test=[["127.0.0.2"]])
+    client = GuardedClient(exceptions=LOOPBACK, resolver=names)
+    await refused("http://dead.test:9/", "url_not_accessible", client=client)
+    await refused("http://unknown.test/", "url_not_accessible", client=client)
+
+
+@pytest.mark.requirement("WEB-106")
+@pytest.mark.parametrize(
+    ("config", "host", "allowed"),
+    [
+        ({"allowed_domains": ["example.com"]}, "example.com", True),
+        ({"allowed_domains": ["example.com"]}, "docs.example.com", True),
+        ({"allowed_domains": ["Example.com/"]}, "DOCS.EXAMPLE.COM", True),
+        ({"allowed_domains": ["www.example.com"]}, "example.com", False),
+        ({"allowed_domains": ["example.com"]}, "badexample.com", False),
+        ({"allowed_domains": ["example.com"]}, "example.com.evil.com", False),
+        ({"blocked_domains": ["example.com"]}, "docs.example.com", False),
+        ({"blocked_domains": ["example.com"]}, "example.com.", False),
+        ({"blocked_domains": ["example.com"]}, "example.org", True),
+    ],
+)
+async def test_domain_rules(site: str, config: dict[str, Any], host: str, allowed: bool) -> None:
+    port = urlsplit(site).port
+
+    async def here(_host: str, _port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    client = GuardedClient(exceptions=LOOPBACK, resolver=here)
+    url = f"http://{host}:{port}/page/text"
+    if allowed:
+        assert "plain words" in (await fetch(url, client=client, **config))["text"]
+        if "allowed_domains" in config:
+            other = f"{url.replace('/page/text', '/redirect')}?to=http://other.org:{port}/page/text"
+            await refused(other, "url_not_allowed", client=client, **config)
+    else:
+        await refused(url, "url_not_allowed", client=client, **config)
+
+
+async def test_only_urls_of_the_conversation(site: str) -> None:
+    url = f"{site}/page/text"
+    tool = WebFetch(GuardedClient(exceptions=LOOPBACK))
+
+    async def seen(sources: dict[str, Any]) -> set[str]:
+        assert sources == {"user_input": {"type": "all"}}
+        return {url}
+
+    config = {"url_sources": {"user_input": {"type": "all"}}}
+    assert await tool.run({"url": f"{url}#part"}, config, seen)
+    with pytest.raises(WebError, match=r"^url_not_in_prior_context"):
+        await tool.run({"url": f"{site}/page/html"}, config, seen)
