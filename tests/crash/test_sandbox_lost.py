@@ -33,11 +33,11 @@ LOOK = f"cat /workspace/{script.NOTES} 2>&1; echo $WHO"
 
 def kept_work(request: Request) -> Reply:
     """A turn with a note, a variable and a command that waits; then turns of one look each."""
-    if request.round == 0:
+    asked = request.messages[-1]["content"]
+    said = asked if isinstance(asked, str) else asked[-1].get("text")
+    if said == "work":
         return [tool_use("bash", command=f"echo a note > /workspace/{script.NOTES}; export WHO=me; {script.GATED}")]
-    last = request.messages[-1]["content"]
-    asked = isinstance(last, str) or last[0]["type"] == "text"
-    return [tool_use("bash", command=LOOK)] if asked else "done"
+    return [tool_use("bash", command=LOOK)] if said == "look" else "done"
 
 
 @pytest.fixture

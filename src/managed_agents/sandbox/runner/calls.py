@@ -62,6 +62,7 @@ class Calls:
         self.quota = Quota(config, self.children)
         self._shell = Shell(config)
         self._bash_turn = asyncio.Lock()
+        self._saving: asyncio.Future[None] | None = None
         self._calls: dict[str, Call] = {}
         self._acknowledged: OrderedDict[str, None] = OrderedDict()
         for tool_use_id in self.journal.load():
@@ -243,10 +244,17 @@ class Calls:
                 answer.cancel()
 
     async def save_shell(self) -> None:
-        """Have the shell write down its state. While a command runs in it, what was written before must do."""
+        """Have the shell write down its state. While a command runs in it, what was written before must do.
+
+        Who asked may go away: cutting the shell off in the midst would kill it.
+        """
         if not self._bash_turn.locked():
-            async with self._bash_turn:
-                await self._shell.save()
+            self._saving = asyncio.ensure_future(self._save_shell())
+            await asyncio.shield(self._saving)
+
+    async def _save_shell(self) -> None:
+        async with self._bash_turn:
+            await self._shell.save()
 
     async def close(self) -> None:
         """Kill what runs."""
