@@ -86,7 +86,7 @@ async def test_a_sandbox_at_rest_is_snapshotted_and_stopped_and_the_next_call_st
     assert [row.state for row in await rows(server, session)] == ["live"]
 
 
-@pytest.mark.requirement("ENV-043")
+@pytest.mark.requirement("ENV-053")
 async def test_what_was_parked_for_long_is_restored_without_a_word(server: Stack) -> None:
     session = await session_with(server, FILL, LOOK)
     await result(server, session)
@@ -98,7 +98,7 @@ async def test_what_was_parked_for_long_is_restored_without_a_word(server: Stack
     assert [(row.generation, row.state) for row in await rows(server, session)] == [(1, "destroyed"), (2, "live")]
 
 
-@pytest.mark.requirement("ENV-046")
+@pytest.mark.requirement("ENV-056")
 async def test_a_lost_sandbox_is_an_error_and_the_next_is_restored_and_the_model_told_what_is_older(server: Stack) -> None:
     session = await session_with(server, FILL, "echo later > later", LOOK, f"ls; {LOOK}", "true")
     await result(server, session)
@@ -137,7 +137,7 @@ async def test_a_snapshot_that_cannot_be_restored_costs_one_call(server: Stack) 
     assert [text.split("\n")[0] for text in said if text.startswith("[")] == [bindings.FRESH]
 
 
-@pytest.mark.requirement("ENV-047")
+@pytest.mark.requirement("ENV-057")
 async def test_state_older_than_thirty_days_is_gone_and_the_session_works(server: Stack) -> None:
     session = await session_with(server, FILL, "pwd; ls")
     await result(server, session)

@@ -1,4 +1,4 @@
-"""Sandboxes and hosts that die: what the snapshot had comes back, on the same host or another, and the model is told of the rest."""
+"""Sandboxes and hosts that die: what the snapshot had comes back, here or on another host, and the model is told of the rest."""
 
 import os
 import shutil
@@ -111,7 +111,7 @@ async def test_a_worker_that_dies_taking_a_snapshot_leaves_the_turn_as_it_was(
     assert side.read_text() == "ran\n"
 
 
-@pytest.mark.requirement("ENV-046")
+@pytest.mark.requirement("ENV-056")
 async def test_a_worker_that_dies_restoring_leaves_the_restore_to_the_next(
     cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished
 ) -> None:
@@ -141,7 +141,7 @@ async def test_a_worker_that_dies_restoring_leaves_the_restore_to_the_next(
         assert max(rows.all())[:2] == (3, "live")
 
 
-@pytest.mark.requirement("ENV-048")
+@pytest.mark.requirement("ENV-058")
 async def test_a_session_goes_to_another_host_when_its_own_is_silent(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished
 ) -> None:
@@ -172,4 +172,3 @@ async def test_a_session_goes_to_another_host_when_its_own_is_silent(
     assert third == CRASHED
     assert fourth.startswith("[The sandbox was lost and replaced. ")
     assert fourth.endswith("\na note\nme\n")
-

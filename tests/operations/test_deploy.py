@@ -192,5 +192,6 @@ def test_a_session_runs_through_the_containers_of_the_compose_file(project: Proj
     docker("rm", project.container("worker"))
     project.up("worker")
     assert "hello" in turn("cat /workspace/kept", 2)
+    client.close()
     docker("stop", project.container("api"))
     assert project.state("api")["ExitCode"] == 0

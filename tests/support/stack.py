@@ -401,7 +401,6 @@ async def _running(
         client = AnthropicModelClient(endpoint, deadlines=variant.deadlines)
         backend = sandbox_backend(settings, endpoint)
         blobs = LocalBlobStore(directory / "blobs")
-        host = settings.effective_host_name
         try:
             hub, doorbell = Hub(api_db), Doorbell(database_url)
             hints = Hints(hub, doorbell)

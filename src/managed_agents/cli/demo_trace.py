@@ -63,7 +63,10 @@ class Trace:
                 self._line("error", f"{event.error.type}: {event.error.message}", "red")
             case "span.model_request_end":
                 usage = event.model_usage
-                self._line("model", f"{usage.input_tokens} tokens in, {usage.output_tokens} out", "dim")
+                cached = usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+                self._line(
+                    "model", f"{usage.input_tokens + cached} tokens in ({cached} cached), {usage.output_tokens} out", "dim"
+                )
             case _:
                 return
 

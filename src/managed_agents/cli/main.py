@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": ("managed_agents.cli.demo:demo", "Watch an agent audit a project's dependencies, end to end."),
     "api": ("managed_agents.cli.serve:api", "One API process."),
     "worker": ("managed_agents.cli.serve:worker", "One worker process."),
+    "egress": ("managed_agents.cli.serve:egress", "The network of this host's sandboxes, apart from its workers."),
     "migrate": ("managed_agents.cli.serve:migrate", "Bring the database to this version."),
     "keys": ("managed_agents.cli.admin:keys", "Create, list, switch off and revoke API keys."),
     "environment-keys": ("managed_agents.cli.admin:environment_keys", "The keys with which workers serve an environment."),

@@ -1,4 +1,4 @@
-"""Commands that run processes: `up`, `api`, `worker`, `migrate`."""
+"""Commands that run processes: `up`, `api`, `worker`, `egress`, `migrate`."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -42,7 +42,9 @@ _WORKER = (
     "sandbox_idle_seconds",
     "local_sandbox_unsafe",
     "extra_ca",
+    "egress",
 )
+_EGRESS = ("egress_allowed_networks", "egress_package_hosts", "egress_connections", "egress_bytes")
 
 
 @click.command(
@@ -50,7 +52,7 @@ _WORKER = (
     epilog="\b\nExamples:\n  managed-agents up\n  ANTHROPIC_API_KEY=sk-… managed-agents up --port 9000\n"
     "  managed-agents up --database-url postgresql://user@db.internal/agents",
 )
-@setting_flags([*_API, *_PLACES, *_DATABASE, "api_key", "script", *_WORKER, "log_level"])
+@setting_flags([*_API, *_PLACES, *_DATABASE, "api_key", "script", *_WORKER, *_EGRESS, "log_level"])
 def up(**flags: Any) -> None:
     """Everything on this machine, under one supervisor.
 
@@ -77,13 +79,23 @@ def api(**flags: Any) -> None:
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@setting_flags([*_WORKER, *_PLACES, *_DATABASE, "log_level"])
+@setting_flags([*_WORKER, *_EGRESS, *_PLACES, *_DATABASE, "log_level"])
 def worker(**flags: Any) -> None:
     """One worker process: runs agents and their sandboxes; any number of them share a database."""
     settings = _with_database(flags)
     from managed_agents.processes import worker as process  # seconds of imports: a mistake is told before
 
     _run("worker", process.run, settings)
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@setting_flags([*_EGRESS, "sandbox_image", "data_dir", "run_dir", *_DATABASE, "log_level"])
+def egress(**flags: Any) -> None:
+    """The network of this host's sandboxes as a process of its own; its workers then run with `--egress off`."""
+    settings = _with_database(flags)
+    from managed_agents.processes import egress as process  # seconds of imports: a mistake is told before
+
+    _run("egress", process.run, settings)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)

@@ -66,6 +66,19 @@ class Settings(BaseSettings):
         False, description="Allow the unisolated `local` backend with a model URL that is not loopback."
     )
     extra_ca: Path | None = Field(None, description="Extra CA bundle for sandboxes and image builds.")
+    egress: Literal["on", "off"] = Field(
+        "on", description="Whether a worker serves the network of its host's sandboxes; `off` where `egress` runs by itself."
+    )
+    egress_allowed_networks: str = Field(
+        "", description="Networks beside the public ones that sandboxes may reach, as CIDR, comma separated."
+    )
+    egress_package_hosts: str = Field(
+        "",
+        description="More hosts that `allow_package_managers` opens, comma separated, `*.name` for what is below a name: source "
+        "hosts, download servers.",
+    )
+    egress_connections: int = Field(256, ge=1, description="Network connections of one sandbox at once.")
+    egress_bytes: int = Field(100 * 1024**3, ge=1, description="Network traffic of one sandbox in its life, both directions.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
     web_search: str | None = Field(
@@ -114,7 +127,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
-    @field_validator("web_allowed_networks", mode="after")
+    @field_validator("web_allowed_networks", "egress_allowed_networks", mode="after")
     @classmethod
     def _networks(cls, value: str) -> str:
         addresses.networks(value)

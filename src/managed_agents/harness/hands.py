@@ -333,6 +333,8 @@ class SessionHands:
         if binding is None:
             raise StaleEpoch("the session belongs to another worker")
         faults.reach(BOUND)
+        if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
+            raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
         spec = replace(self._hands.spec(binding.sandbox_id, binding.generation, self._session_id), image=image)
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX + (limits.RESTORE_SECONDS_MAX if snapshot else 0)):

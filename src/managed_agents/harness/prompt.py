@@ -13,7 +13,8 @@ from managed_agents.harness.tools import definitions, policies
 Json = dict[str, Any]
 
 OUTPUTS_NOTE = (
-    "You work in an isolated Linux container without network access. The working directory is /workspace. "
+    "You work in an isolated Linux container. The working directory is /workspace. What network access there is goes through a "
+    "proxy that the usual environment variables name; a 403 from it means that the host may not be reached. "
     "Files you leave in /mnt/session/outputs/ are handed to the user."
 )
 EFFORTS = ("low", "medium", "high", "xhigh", "max")

@@ -34,6 +34,7 @@ from managed_agents.harness.worker import Worker
 from managed_agents.model.client import AnthropicModelClient, ModelClient
 from managed_agents.model.endpoint import Endpoint, resolve_endpoint
 from managed_agents.model.models import Models
+from managed_agents.processes import egress
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.settings import CannotStart, blob_store
 from managed_agents.reconcilers import blob_collector
@@ -112,6 +113,8 @@ async def run(settings: Settings) -> None:
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
             group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
             group.start_soon(_forever, "blob collector", lambda: blob_collector.collect(db, blobs, references), BLOB_LOOK_SECONDS)
+            if settings.egress == "on" and settings.sandbox == "docker":
+                group.start_soon(egress.serve, settings, db)
             async with serving_operations(settings, db):
                 await worker.run()
 
@@ -241,6 +244,7 @@ def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
         cpus=settings.sandbox_cpus,
         pids=settings.sandbox_pids,
     )
+    bundle = egress.ca_bundle(settings)
 
     def spec(sandbox_id: str, generation: int, session_id: str) -> SandboxSpec:
         return SandboxSpec(
@@ -248,6 +252,8 @@ def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
             generation=generation,
             image=settings.sandbox_image,
             limits=limits,
+            network="gateway",
+            ca_bundle=bundle,
             session_id=session_id,
         )
 

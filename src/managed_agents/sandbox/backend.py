@@ -8,6 +8,7 @@ generation.
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Which = Literal["disk", "memory", "pids", "outcomes"]
@@ -77,7 +78,10 @@ class SandboxSpec:
     generation: int
     image: str
     limits: Limits = field(default_factory=Limits)
-    network: Literal["none"] = "none"
+    network: Literal["none", "gateway"] = "none"
+    """`gateway`: nothing but the host's egress gateway, at a socket of its own."""
+    ca_bundle: Path | None = None
+    """On the host: certificate authorities for commands to trust instead of the image's."""
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     """Added to the commands' environment. Never a secret: commands can print it."""
     session_id: str | None = None

@@ -40,6 +40,8 @@ from managed_agents.sandbox.packages import InstallSettings, PackageImages, inst
 ENGINE_SECONDS = 60.0
 LABEL = "managed-agents"
 SOCKET_DIRECTORY = "/run/managed-agents/socket"
+EGRESS_DIRECTORY = "/run/managed-agents/egress"
+CA_BUNDLE = "/run/managed-agents/ca.pem"
 STATE_DIRECTORY = "/run/managed-agents/state"
 CODE_DIRECTORY = "/opt/managed-agents"
 HOME = "/home/agent"
@@ -156,6 +158,8 @@ class DockerBackend:
         places.home.mkdir(parents=True, mode=0o711)
         places.run.mkdir(parents=True)
         places.run.chmod(0o2770)
+        if spec.network == "gateway":
+            _make_egress(places)
         if self._sized:
             places.state.mkdir(mode=0o700)
             await disk.create(places.home / "disk.img", spec.limits.disk_bytes)
@@ -226,6 +230,8 @@ class DockerBackend:
             f"{state}:{STATE_DIRECTORY}:{mode}",
             f"{places.run}:{SOCKET_DIRECTORY}:rw",
             f"{code}:{CODE_DIRECTORY}:ro",
+            *([f"{places.egress}:{EGRESS_DIRECTORY}:ro"] if spec.network == "gateway" else []),
+            *([f"{spec.ca_bundle}:{CA_BUNDLE}:ro"] if spec.ca_bundle is not None else []),
         ]
 
     def _container(self, spec: SandboxSpec, places: layout.Places, uid: int) -> dict[str, Any]:
@@ -233,8 +239,9 @@ class DockerBackend:
             socket=f"{SOCKET_DIRECTORY}/runner.sock",
             state=STATE_DIRECTORY,
             uid=uid,
-            environment=layout.environment(HOME, spec.env),
+            environment=layout.environment(HOME, {**_network_environment(spec), **spec.env}),
             quota_bytes=None if self._sized else spec.limits.disk_bytes,
+            egress_socket=f"{EGRESS_DIRECTORY}/{layout.EGRESS_SOCKET}" if spec.network == "gateway" else None,
         )
         boot = layout.BOOT.format(CODE_DIRECTORY)
         limits = spec.limits
@@ -249,7 +256,7 @@ class DockerBackend:
             "Labels": self._labels(spec),
             "HostConfig": {
                 "Binds": self._binds(spec, places),
-                "NetworkMode": spec.network,
+                "NetworkMode": "none",
                 "CapDrop": ["ALL"],
                 "CapAdd": ["SETUID", "SETGID", "KILL"],
                 "SecurityOpt": ["no-new-privileges", f"seccomp={json.dumps(seccomp.profile())}"],
@@ -289,6 +296,8 @@ class DockerBackend:
             places = self._places(id, generation)
             places.run.mkdir(parents=True, exist_ok=True)
             places.run.chmod(0o2770)
+            if any(mount["Destination"] == EGRESS_DIRECTORY for mount in container["Mounts"]):
+                _make_egress(places)
             if self._sized:
                 await disk.mount(places.home / "disk.img", places.home / "disk")
             async with _engine("start a container"):
@@ -361,6 +370,17 @@ class DockerBackend:
         for id, generation in orphans:  # noqa: A001
             await self.remove(id, generation)
         return orphans
+
+
+def _make_egress(places: layout.Places) -> None:
+    """Make the directory in which the egress gateway will listen. Repeating is safe."""
+    places.egress.mkdir(exist_ok=True)
+    places.egress.chmod(0o755)
+
+
+def _network_environment(spec: SandboxSpec) -> dict[str, str]:
+    proxy = layout.proxy_environment(layout.PROXY_PORT) if spec.network == "gateway" else {}
+    return proxy | (layout.certificate_environment(CA_BUNDLE) if spec.ca_bundle is not None else {})
 
 
 def split_key(name: str) -> tuple[str, int] | None:

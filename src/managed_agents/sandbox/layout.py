@@ -16,6 +16,9 @@ UIDS = 1000
 BOOT = "import sys; sys.path.insert(0, '{0}'); from runner import main; main.main()"
 ROOT_OWNED = ["/mnt/session/uploads", "/mnt/session/skills", "/mnt/memory"]
 SPILL = "/mnt/session/tool_outputs"
+EGRESS_SOCKET = "egress.sock"
+PROXY_PORT = 3128
+"""Inside a sandbox with a network namespace of its own."""
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -35,6 +38,11 @@ class Places:
     @property
     def socket(self) -> Path:
         return self.run / "runner.sock"
+
+    @property
+    def egress(self) -> Path:
+        """The directory of the gateway's socket, which any uid inside may enter."""
+        return self.run / "egress"
 
 
 def key(id: str, generation: int) -> str:  # noqa: A002 - the seam's word
@@ -70,6 +78,35 @@ def environment(home: str, extra: Mapping[str, str]) -> dict[str, str]:
         "GOPATH": f"{home}/go",
         **extra,
     }
+
+
+def proxy_environment(port: int) -> dict[str, str]:
+    """Return what makes programs go through the proxy: the usual variables, and settings of those that ignore them."""
+    url = f"http://127.0.0.1:{port}"
+    local = "localhost,127.0.0.1,::1"
+    java = f"-Dhttp.proxyHost=127.0.0.1 -Dhttp.proxyPort={port} -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort={port}"
+    usual = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "ALL_PROXY": url, "NO_PROXY": local}
+    return {
+        **usual,
+        **{name.lower(): value for name, value in usual.items()},
+        "PIP_PROXY": url,
+        "NPM_CONFIG_PROXY": url,
+        "NPM_CONFIG_HTTPS_PROXY": url,
+        "NPM_CONFIG_NOPROXY": local,
+        "YARN_HTTP_PROXY": url,
+        "YARN_HTTPS_PROXY": url,
+        "NODE_USE_ENV_PROXY": "1",
+        "CARGO_HTTP_PROXY": url,
+        "CARGO_NET_GIT_FETCH_WITH_CLI": "true",
+        "JAVA_TOOL_OPTIONS": f"{java} -Dhttp.nonProxyHosts=localhost|127.*|[::1]",
+    }
+
+
+def certificate_environment(path: str) -> dict[str, str]:
+    """Return what makes programs trust the authorities in the file `path`."""
+    names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "NPM_CONFIG_CAFILE")
+    more = ("GIT_SSL_CAINFO", "CARGO_HTTP_CAINFO", "AWS_CA_BUNDLE", "DENO_CERT")
+    return dict.fromkeys((*names, *more), path)
 
 
 def install_runner(data_dir: Path) -> Path:
@@ -119,7 +156,14 @@ def make_tree(root: Path, uid: int | None) -> None:
 
 
 def runner_config(
-    *, socket: str, state: str, uid: int | None, environment: dict[str, str], quota_bytes: int | None = None, own_tmp: bool = True
+    *,
+    socket: str,
+    state: str,
+    uid: int | None,
+    environment: dict[str, str],
+    quota_bytes: int | None = None,
+    own_tmp: bool = True,
+    egress_socket: str | None = None,
 ) -> Config:
     """Return the configuration with the paths every backend has in common."""
     roots = ["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"]
@@ -141,6 +185,8 @@ def runner_config(
             "outputs": "/mnt/session/outputs",
             "tool_outputs": SPILL,
         },
+        egress_socket=egress_socket,
+        proxy_port=None if egress_socket is None else PROXY_PORT,
     )
 
 

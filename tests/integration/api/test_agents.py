@@ -55,7 +55,15 @@ async def test_configs_are_echoed_resolved(client: AsyncAnthropic) -> None:
     shown = agent.to_dict()
     assert shown["tools"][0]["configs"] == [
         {"type": "bash", "name": "bash", "enabled": True, "permission_policy": ALWAYS_ALLOW},
-        {"type": "web_search", "name": "web_search", "enabled": False, "permission_policy": ALWAYS_ALLOW},
+        {
+            "type": "web_search",
+            "name": "web_search",
+            "enabled": False,
+            "permission_policy": ALWAYS_ALLOW,
+            "allowed_domains": None,
+            "blocked_domains": None,
+            "user_location": None,
+        },
     ]
     assert shown["model"] == {
         "id": "my-model",
@@ -269,6 +277,27 @@ async def test_custom_tools_that_cannot_be(client: AsyncAnthropic, tools: list[A
     with pytest.raises(anthropic.BadRequestError) as refused:
         await client.beta.agents.create(name="A", model="m", tools=tools)
     assert refused.value.body["error"]["message"].startswith(told)  # pyright: ignore
+
+
+@pytest.mark.requirement("AGT-054", "AGT-908")
+async def test_definitions_of_tools_are_bounded_wherever_they_are_given(client: AsyncAnthropic) -> None:
+    """Lists read a hundred agents into memory, and each session keeps a copy of its agent."""
+    tool = {"type": "custom", "name": "a", "description": "d", "input_schema": {"type": "object", "x": "y" * 1_000_000}}
+    agent = await client.beta.agents.create(name="A", model="m", tools=[tool])
+    tools = [{**tool, "description": "d" * 100_000}]
+    environment = await client.beta.environments.create(name="e")
+    session = await client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
+    with_overrides: Any = {"type": "agent_with_overrides", "id": agent.id, "tools": tools}
+    for prefix, sent in (
+        ("", client.beta.agents.create(name="B", model="m", tools=tools)),
+        ("", client.beta.agents.update(agent.id, tools=tools)),
+        ("agent.", client.beta.sessions.create(agent=with_overrides, environment_id=environment.id)),
+        ("agent.", client.beta.sessions.update(session.id, agent={"tools": tools})),
+    ):
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            await sent
+        body: Any = refused.value.body
+        assert body["error"]["message"] == f"{prefix}tools: more than 1 MB of definitions"
 
 
 @pytest.mark.requirement("AGT-046", "SES-023")

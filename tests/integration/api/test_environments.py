@@ -118,20 +118,11 @@ async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: 
 LIMITED: dict[str, Any] = {"type": "limited"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("config.type: ", {"config": {"type": "self_hosted"}}),
-    ("config.networking.allowed_hosts: ", {"config": {"type": "cloud", "networking": {**LIMITED, "allowed_hosts": ["a.b"]}}}),
-    (
-        "config.networking.allow_mcp_servers: ",
-        {"config": {"type": "cloud", "networking": {**LIMITED, "allow_mcp_servers": True}}},
-    ),
-    (
-        "config.networking.allow_package_managers: ",
-        {"config": {"type": "cloud", "networking": {**LIMITED, "allow_package_managers": True}}},
-    ),
     ("scope: ", {"scope": "account"}),
 ]
 
 
-@pytest.mark.requirement("ENV-902", "ENV-903", "ENV-905")
+@pytest.mark.requirement("ENV-903", "ENV-905")
 @pytest.mark.parametrize(("path", "fields"), REFUSED)
 async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     made = await client.beta.environments.create(name="e")
@@ -142,6 +133,17 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, pat
         await client.beta.environments.update(made.id, **fields)
     assert refused.value.body["error"]["message"].startswith(path)  # pyright: ignore
     assert [shown async for shown in client.beta.environments.list()] == [made]
+
+
+@pytest.mark.requirement("ENV-039")
+async def test_limited_with_exceptions(client: AsyncAnthropic) -> None:
+    wanted: Any = {"type": "limited", "allow_mcp_servers": True, "allowed_hosts": ["example.com", "*.example.org"]}
+    made = await client.beta.environments.create(name="e", config={"type": "cloud", "networking": wanted})
+    shown = {**wanted, "allow_package_managers": False}
+    assert made.to_dict()["config"] == {**CLOUD, "networking": shown}
+    more: Any = {"type": "limited", "allow_package_managers": True, "allowed_hosts": ["example.net"]}
+    changed = await client.beta.environments.update(made.id, config={"type": "cloud", "networking": more})
+    assert changed.to_dict()["config"] == {**CLOUD, "networking": {**shown, **more}}
 
 
 @pytest.mark.requirement("ENV-039")

@@ -79,7 +79,7 @@ async def test_a_quota_ends_what_fills_the_disk_and_leaves_room_for_deleting(ben
     await sandbox.destroy()
 
 
-@pytest.mark.requirement("ENV-901")
+@pytest.mark.requirement("ENV-043")
 @only("docker", "docker-volume")
 async def test_there_is_no_network_and_no_way_to_more(small: Sandbox) -> None:
     script = """

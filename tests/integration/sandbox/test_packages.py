@@ -113,7 +113,7 @@ def left(installation: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.requirement("ENV-044")
+@pytest.mark.requirement("ENV-054")
 async def test_packages_are_installed_once_and_shared(made: Bench, index: str) -> None:
     backend, another = installer(made.directory, index), installer(made.directory, index)
     wanted = {"pip": ["madetool==1.0"]}
@@ -143,7 +143,7 @@ async def test_packages_are_installed_once_and_shared(made: Bench, index: str) -
     await another.aclose()
 
 
-@pytest.mark.requirement("ENV-045")
+@pytest.mark.requirement("ENV-055")
 async def test_a_failing_package_says_what_its_tool_said_and_is_tried_again(made: Bench, index: str) -> None:
     backend = installer(made.directory, index)
     with anyio.fail_after(SECONDS):

@@ -38,7 +38,7 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
         yield data[offset : offset + 50_000]
 
 
-@pytest.mark.requirement("ENV-043")
+@pytest.mark.requirement("ENV-053")
 async def test_files_tools_and_the_shell_go_from_one_sandbox_to_the_next(bench: Bench) -> None:
     first = await bench.backend().provision(bench.spec(disk_bytes=200 * 1024 * 1024))
     assert not (await first.execute(new_call("bash", command=FILL))).is_error

@@ -69,7 +69,7 @@ def test_packages_are_kept_per_manager() -> None:
     assert merged({"packages": None}, stored) == stored
 
 
-@pytest.mark.requirement("ENV-049")
+@pytest.mark.requirement("ENV-059")
 @pytest.mark.parametrize("name", ["", " ", "--index-url=x", "-r", "a\nb", "a\0", "x" * 513])
 def test_a_package_is_not_an_option(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^config\.packages\.pip\.1: "):

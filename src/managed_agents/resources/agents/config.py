@@ -8,9 +8,12 @@ dictionaries.
 from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
+import orjson
+
 from managed_agents.core.errors import InvalidRequest
 from managed_agents.resources.agents import web_settings
 from managed_agents.resources.agents.schemas import (
+    TOOLS_BYTES_MAX,
     TOOLS_MAX,
     AgentToolset,
     AwsRole,
@@ -138,7 +141,7 @@ def resolve_tools(tools: Sequence[Tool], *, prefix: str = "") -> list[ResolvedTo
     """Fill in what was left out of each toolset. What is not served has been refused before.
 
     Raises:
-        InvalidRequest: two toolsets, too many tools, or a custom tool's name that is taken.
+        InvalidRequest: two toolsets, too many or too large tools, or a custom tool's name that is taken.
     """
     resolved: list[ResolvedTool] = []
     names: set[str] = set()
@@ -155,6 +158,8 @@ def resolve_tools(tools: Sequence[Tool], *, prefix: str = "") -> list[ResolvedTo
         resolved.append(_resolve_toolset(tool, [tool.name for tool in tools if isinstance(tool, CustomTool)], path))
     if (count := len(names) + toolsets * len(BUILT_IN_TOOLS)) > TOOLS_MAX:
         raise InvalidRequest(f"{prefix}tools: at most {TOOLS_MAX} tools are allowed across all toolsets, got {count}")
+    if len(orjson.dumps(resolved)) > TOOLS_BYTES_MAX:
+        raise InvalidRequest(f"{prefix}tools: more than {TOOLS_BYTES_MAX // (1024 * 1024)} MB of definitions")
     return resolved
 
 

@@ -17,6 +17,7 @@ SYSTEM_CHARS_MAX = 100_000
 MODEL_ID_CHARS_MAX = 256
 ROLE_ARN_CHARS_MAX = 2048
 TOOLS_MAX = 256  # spec: over all toolsets, so no list of toolsets is longer
+TOOLS_BYTES_MAX = 1024 * 1024  # assumed: a page has up to 100 agents, and every session a copy of its agent
 VERSION_MAX = 2**63 - 1
 
 EffortLevel = Literal["low", "medium", "high", "xhigh", "max"]

@@ -35,6 +35,7 @@ class Binding:
     host: str
     state: str
     mounts: Mapping[str, str]
+    networking: Mapping[str, Any]
     note: str | None
     last_used_at: datetime
 
@@ -48,7 +49,7 @@ class Upload:
     size: int
 
 
-_COLUMNS = "id, session_id, generation, host, state, mounts, note, last_used_at"
+_COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at"
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
@@ -61,8 +62,9 @@ _PACKAGES = """
 """
 _READ_PACKAGES = text(_PACKAGES)
 _BIND = text(f"""
-    INSERT INTO sandboxes (id, session_id, generation, host, state, packages, note, since)
+    INSERT INTO sandboxes (id, session_id, generation, host, state, networking, packages, note, since)
     SELECT :id, s.id, coalesce((SELECT max(generation) FROM sandboxes WHERE session_id = s.id), 0) + 1, :host, 'provisioning',
+        (SELECT e.config -> 'networking' FROM environments e WHERE e.id = s.environment_id),
         ({_PACKAGES}), CAST(:note AS text),
         coalesce((SELECT n.since FROM sandbox_snapshots n WHERE n.session_id = s.id
                   AND n.since > clock_timestamp() - make_interval(secs => :kept)), clock_timestamp())

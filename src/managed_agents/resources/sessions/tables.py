@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, DateTime, Double, ForeignKey, Identity, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -44,6 +44,9 @@ class SandboxRow(Base):
     host: Mapped[str] = mapped_column(Text)
     # What was mounted into it: path → SHA-256. Its owner compares this with the session's resources.
     mounts: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
+    # The environment's networking when the sandbox was bound: later changes of the environment do not reach it.
+    networking: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text('\'{"type": "unrestricted"}\''))
+    egress_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     # provisioning | live | stopping | stopped | destroyed
     state: Mapped[str] = mapped_column(Text)
     # The environment's packages as of the session's first sandbox: later ones are made alike.
@@ -61,6 +64,27 @@ class SandboxRow(Base):
         Index("uq_sandboxes_session_id_generation", "session_id", "generation", unique=True),
         Index("ix_sandboxes_host", "host", postgresql_where=text("state <> 'destroyed'")),
     )
+
+
+class EgressRow(Base):
+    """A request or tunnel of a session's sandbox, as its gateway saw it. The newest thousand of a session are kept."""
+
+    __tablename__ = "egress_log"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    session_id: Mapped[str] = mapped_column(Text)
+    sandbox_id: Mapped[str] = mapped_column(Text)
+    generation: Mapped[int] = mapped_column(Integer)
+    at: Mapped[datetime] = mapped_column(INSTANT)
+    protocol: Mapped[str] = mapped_column(Text)  # http | connect | socks
+    host: Mapped[str] = mapped_column(Text)
+    port: Mapped[int] = mapped_column(Integer)
+    outcome: Mapped[str] = mapped_column(Text)
+    bytes_sent: Mapped[int] = mapped_column(BigInteger)
+    bytes_received: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Double)
+
+    __table_args__ = (Index("ix_egress_log_session_id_id", "session_id", "id"),)
 
 
 class SandboxSnapshotRow(Base):

@@ -18,6 +18,14 @@ MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from {0} import zygote; zygote.main(int(sys.argv[2]), sys.argv[3])"
 
 
+def top_directory(package: str) -> str:
+    """The directory that holds the top of this package, whose name in this process is `package`."""
+    top = os.path.abspath(__file__)
+    for _ in range(package.count(".") + 2):
+        top = os.path.dirname(top)
+    return top
+
+
 class ChildFailed(Exception):
     """A child ended without an answer, or reported `code`."""
 
@@ -103,12 +111,8 @@ class Children:
         self.stop()
         ours, theirs = socket.socketpair()
         package = __name__.rpartition(".")[0]
-        # The directory that holds the top of the package.
-        top = os.path.abspath(__file__)
-        for _ in range(package.count(".") + 2):
-            top = os.path.dirname(top)
         uid = self._config.uid
-        command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT.format(package), top]
+        command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT.format(package), top_directory(package)]
         command += [str(theirs.fileno()), self._config.to_json()]
         try:
             self._process = subprocess.Popen(

@@ -29,6 +29,10 @@ class Config:
     quota_bytes: int | None = None
     """What `quota_roots` may take, where the host could not size their disk."""
     quota_roots: list[str] = field(default_factory=list[str])
+    egress_socket: str | None = None
+    """Where the host's egress gateway listens for this sandbox. None: there is no way out."""
+    proxy_port: int | None = None
+    """Loopback port at which commands find it."""
     mapped: dict[str, str] = field(default_factory=dict[str, str])
     """Path prefixes rewritten by the file tools, where the sandbox could not mount the real ones."""
 

@@ -12,6 +12,7 @@ import signal
 import sys
 
 from .config import Config
+from .egress import Forwarder
 from .server import Connection, Runner
 
 
@@ -34,8 +35,10 @@ async def serve(config: Config) -> None:
     server = await asyncio.start_unix_server(connected, config.socket, backlog=128)
     # The directory is what keeps commands out; its group is the worker's.
     os.chmod(config.socket, 0o660)
+    forwarder = asyncio.ensure_future(Forwarder(config).run())
     await stop.wait()
     server.close()
+    forwarder.cancel()
     for task in list(connections):
         task.cancel()
     await runner.calls.close()

@@ -1,0 +1,101 @@
+"""What sandboxes asked for: one entry a request or tunnel, kept with the session.
+
+No paths, no headers: they may hold secrets. Entries are queued and written in batches beside the traffic; when the store does
+not take them the oldest are dropped and counted, and traffic goes on.
+"""
+
+import logging
+import typing
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import anyio
+
+QUEUED_MAX = 10_000
+WRITE_SECONDS = 1.0
+WRITE_SECONDS_MAX = 10.0
+
+Protocol = Literal["http", "connect", "socks"]
+Outcome = Literal["allowed", "blocked", "refused_address", "unresolved", "unreachable", "over_limit", "bad_request"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A request that ended, or a tunnel."""
+
+    session_id: str
+    sandbox_id: str
+    generation: int
+    at: datetime
+    protocol: Protocol
+    host: str
+    port: int
+    outcome: Outcome
+    bytes_sent: int
+    bytes_received: int
+    seconds: float
+
+
+class LogFailed(Exception):
+    """The store does not take entries now."""
+
+
+class AccessStore(typing.Protocol):
+    """Where entries are kept; wired where the process is put together."""
+
+    async def write(self, entries: Sequence[Access]) -> None:
+        """Raises: LogFailed."""
+        ...
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class AccessLog:
+    """Queues entries for a store."""
+
+    def __init__(self, store: AccessStore) -> None:
+        self._store = store
+        self._queued: deque[Access] = deque()
+        self._dropped = 0
+
+    def add(self, entry: Access) -> None:
+        """Never waits."""
+        if len(self._queued) >= QUEUED_MAX:
+            self._queued.popleft()
+            self._dropped += 1
+        self._queued.append(entry)
+
+    async def run(self) -> None:
+        """Write until cancelled, and once more then."""
+        try:
+            while True:
+                await anyio.sleep(WRITE_SECONDS)
+                await self.flush()
+        finally:
+            with anyio.move_on_after(WRITE_SECONDS, shield=True):
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is queued. What the store does not take stays queued."""
+        taken, self._queued = self._queued, deque()
+        if not taken:
+            return
+        written = False
+        try:
+            with anyio.fail_after(WRITE_SECONDS_MAX):
+                await self._store.write(taken)
+            written = True
+        except (LogFailed, TimeoutError) as error:
+            logger.warning("access log not written: %s", str(error) or "it took too long")
+        finally:
+            if not written:
+                self._queued = deque([*taken, *self._queued][-QUEUED_MAX:])
+        if written and self._dropped:
+            logger.warning("access log lost entries", extra={"entries": self._dropped})
+            self._dropped = 0

@@ -1,0 +1,111 @@
+"""A stream socket without a buffer of its own: what the peer does not take is not read from the other side.
+
+Every wait is bounded by the caller's deadline; each turn of a loop is a checkpoint, so that no connection keeps the others from
+the event loop.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import cast
+
+import anyio
+import anyio.lowlevel
+
+RECEIVE_BYTES = 64 * 1024
+SPLICE_BYTES = 1024 * 1024
+
+Spend = Callable[[int], None]
+"""Takes a number of bytes off a budget. Raises when there is nothing left."""
+
+
+class Wire:
+    """Owns a connected socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+
+    async def receive(self, size: int = RECEIVE_BYTES) -> bytes:
+        """Return what has arrived; nothing at the end. Raises: OSError."""
+        while True:
+            await anyio.lowlevel.checkpoint()
+            try:
+                return self.socket.recv(size)
+            except BlockingIOError:
+                await anyio.wait_readable(self.socket)
+
+    async def receive_exactly(self, size: int) -> bytes:
+        """Raises: OSError, EOFError."""
+        received = b""
+        while len(received) < size:
+            part = await self.receive(size - len(received))
+            if not part:
+                raise EOFError
+            received += part
+        return received
+
+    async def send(self, data: bytes) -> None:
+        """Raises: OSError."""
+        rest = memoryview(data)
+        while rest:
+            await anyio.lowlevel.checkpoint()
+            try:
+                rest = rest[self.socket.send(rest) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self.socket)
+
+    def end(self) -> None:
+        """Say that nothing more is sent."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # the peer is gone: whoever reads from it notices
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+async def splice(source: Wire, sink: Wire, spend: Spend) -> None:
+    """Move bytes from one socket to the other until the end, inside the kernel: they are never in this process's memory.
+
+    Raises: OSError, and what `spend` raises.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+    try:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            try:
+                moved = os.splice(source.socket.fileno(), write_end, SPLICE_BYTES, flags=flags)
+            except BlockingIOError:
+                await anyio.wait_readable(source.socket)
+                continue
+            if moved == 0:
+                return sink.end()
+            spend(moved)
+            while moved:
+                try:
+                    moved -= os.splice(read_end, sink.socket.fileno(), moved, flags=flags)
+                except BlockingIOError:
+                    await anyio.wait_writable(sink.socket)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Raise one failure of a task group instead of the group: the first that is more than a broken connection, if any."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise min(_leaves(group), key=lambda error: isinstance(error, OSError)) from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(cast("BaseExceptionGroup[BaseException]", error)) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
