@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anthropic import beta_async_tool
 
-from managed_agents.harness.loop import INTERRUPTED
+from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import broken_tool_use, text, tool_use
 from tests.support.stack import WAIT_SECONDS, Gate, Stack, Watch, message
 

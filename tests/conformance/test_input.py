@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from managed_agents.core import limits
-from managed_agents.harness.loop import INTERRUPTED
+from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import fail, stall, text, tool_use
 from tests.support.stack import TOOLSET, Gate, Stack, Watch, message
 from tests.support.waiting import until

@@ -6,7 +6,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from managed_agents.harness.loop import INTERRUPTED
+from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import Request, fail, text, tool_use
 from tests.support.stack import Gate, Stack, Watch, message
 

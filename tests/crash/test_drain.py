@@ -158,3 +158,38 @@ async def test_a_worker_runs_no_more_sessions_at_once_than_it_is_allowed(
     assert most <= 2 * CAP
     for session_id in session_ids:
         await finished(session_id)
+
+
+async def test_a_session_that_was_given_back_goes_on_though_nobody_was_told(
+    cluster: Cluster, client: AsyncAnthropic, finished: Finished
+) -> None:
+    cluster.model.reply = script.gated_work
+    await cluster.api()
+    old = cluster.worker("worker.gave_back:kill")
+    session_id = await make_session(client)
+    async with following(client, session_id) as follower:
+        await say(client, session_id, "work")
+        side = await cluster.appeared(script.SIDE)
+        old.signal(signal.SIGTERM)
+        await until(lambda: "stopping" in old.log.read_text())
+        side.with_name(script.GO).touch()
+        assert await old.ended() == -signal.SIGKILL
+        cluster.worker()
+        await follower.idle()
+    assert hiccups(await finished(session_id)) == []
+    assert side.read_text() == "ran\n"
+
+
+async def test_whoever_frees_a_dead_worker_s_sessions_may_die_too(
+    cluster: Cluster, client: AsyncAnthropic, undisturbed: Undisturbed, finished: Finished
+) -> None:
+    await cluster.api()
+    expected = await undisturbed()
+    session_id = await make_session(client)
+    async with following(client, session_id) as follower:
+        await say(client, session_id, "work")
+        assert await cluster.worker("turn.response_logged:kill").ended() == -signal.SIGKILL
+        assert await cluster.worker("worker.freed:kill").ended() == -signal.SIGKILL
+        cluster.worker()
+        await follower.idle()
+    assert normalised(await finished(session_id)) == expected

@@ -3,7 +3,7 @@
 import pytest
 from anthropic import AsyncAnthropic
 
-from managed_agents.harness.loop import INTERRUPTED
+from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import Reply, Request, stall, text, tool_use
 from tests.crash import script
 from tests.crash.conftest import Finished

@@ -27,7 +27,6 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-POINTS = {"snapshot.stored", "hands.restored"}
 LOOK = f"cat /workspace/{script.NOTES} 2>&1; echo $WHO"
 
 

@@ -53,7 +53,7 @@ class Model:
         """The script."""
         return self.reply(request)
 
-    def limit_context(self, tokens: int) -> None:
+    def limit_context(self, tokens: int | None) -> None:
         """Pretend that every model's context is this small, to workers that start from now on."""
         assert self.scripted is not None
         self.scripted.script = replace(self.scripted.script, max_input_tokens=tokens)
@@ -261,8 +261,11 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-async def make_session(client: AsyncAnthropic, *, tools: bool | list[Any] = True) -> str:
-    """An environment, an agent and a session of its own; returns the session's id. `tools`: all, none, or these."""
+async def make_session(client: AsyncAnthropic, *, tools: bool | list[Any] = True, **fields: Any) -> str:
+    """An environment, an agent and a session of its own; returns the session's id. `tools`: all, none, or these.
+
+    `fields` go into the session's create.
+    """
     name = uuid4().hex
     environment = await client.beta.environments.create(
         name=name, config={"type": "cloud", "networking": {"type": "unrestricted"}}
@@ -270,7 +273,7 @@ async def make_session(client: AsyncAnthropic, *, tools: bool | list[Any] = True
     agent = await client.beta.agents.create(
         name="worker", model=MODEL, tools=tools if isinstance(tools, list) else [{"type": "agent_toolset_20260401"}] * tools
     )
-    session = await client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
+    session = await client.beta.sessions.create(agent=agent.id, environment_id=environment.id, **fields)
     return session.id
 
 

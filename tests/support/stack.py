@@ -192,6 +192,7 @@ class Stack:
     collector: SandboxCollector
     environment_id: str
     recorder: Recorder
+    settings: Settings
 
     async def agent(self, replies: Callable[[Request], Reply] | Sequence[Reply] = (), **fields: Any) -> Any:
         """An agent that answers as `replies` say; it has no tools unless `tools` are given."""
@@ -481,6 +482,7 @@ async def _running(
                         ),
                         environment.id,
                         model.state.model.recorder,
+                        settings,
                     )
                     hub.close()
                 group.cancel_scope.cancel()

@@ -34,7 +34,7 @@ def _raise() -> None:
 
 
 def arm(point: str, action: str | Callable[[], None] = "raise", *, nth: int = 1) -> None:
-    """Make the `nth` arrival at `point` (1 is the next one) perform `action`: "raise", "kill" or a callable."""
+    """Make the `nth` arrival at `point` (1 is the next one, 0 is each) perform `action`: "raise", "kill" or a callable."""
     assert point in REGISTERED, f"unknown fault point {point}"
     call = {"raise": _raise, "kill": _kill}[action] if isinstance(action, str) else action
     _armed[point] = (call, nth)
@@ -60,5 +60,5 @@ def reach(point: str) -> None:
         return
     call, nth = _armed[point]
     _hits[point] += 1
-    if _hits[point] == nth:
+    if nth in (0, _hits[point]):
         call()

@@ -122,14 +122,21 @@ class Appender:
         self._waiting: deque[Append] = deque()
         self._wake = anyio.Event()
         self._alone = anyio.CapacityLimiter(ALONE_AT_ONCE)
+        self._unanswered: dict[int, Append] = {}
+        self._ended = False
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Write until cancelled."""
-        async with anyio.create_task_group() as group:
-            task_status.started()
-            while True:
-                for left in await self._write(await self._next_batch()):
-                    group.start_soon(self._write_alone, left)
+        """Write until cancelled. However it ends, nobody is left waiting: callers are shielded from cancellation."""
+        try:
+            async with anyio.create_task_group() as group:
+                task_status.started()
+                while True:
+                    for left in await self._write(await self._next_batch()):
+                        group.start_soon(self._write_alone, left)
+        finally:
+            self._ended = True
+            for left in self._unanswered.values():
+                self._fail(left, AppendUncertain("the writer ended"))
 
     async def append(self, group: Append) -> list[StoredEvent]:
         """Append `group` and wait for its commit.
@@ -141,9 +148,15 @@ class Appender:
             LeaseLost, NewInput, BudgetReached, SessionGone, TakenAlready: nothing was written.
             AppendUncertain: nobody knows.
         """
+        if self._ended:
+            raise AppendUncertain("the writer has ended")
         self._waiting.append(group)
+        self._unanswered[id(group)] = group
         self._wake.set()
-        await group.done.wait()
+        try:
+            await group.done.wait()
+        finally:
+            del self._unanswered[id(group)]
         if group.error is not None:
             raise group.error
         return group.stored

@@ -39,6 +39,13 @@ from managed_agents.sandbox.backend import (
 logger = logging.getLogger(__name__)
 
 BOUND = faults.register("hands.bound", "sandbox bound in the database, not created")
+RECORDED = faults.register("hands.recorded", "sandbox recorded as live, nothing called")
+ATTACHED = faults.register("hands.attached", "attached to a sandbox that was there, nothing called")
+BEFORE_CALL = faults.register("hands.before_call", "sandbox open, call not sent")
+ACKNOWLEDGED = faults.register("hands.acknowledged", "outcome in the log, the sandbox has forgotten it")
+CANCELLED = faults.register("hands.cancelled", "running call ended by an interrupt, not in the log")
+OUTPUT_STORED = faults.register("hands.output_stored", "bytes of an output stored, no file refers to them")
+OUTPUT_RECORDED = faults.register("hands.output_recorded", "output is a file, turn not over in the log")
 CREATED = faults.register("hands.created", "sandbox created, not recorded as live")
 RESTORED = faults.register("hands.restored", "snapshot unpacked, sandbox not recorded as live")
 OUTPUTS = "/mnt/session/outputs"
@@ -79,6 +86,7 @@ class SessionHands:
         self._epoch = claim.epoch
         self._binding: Binding | None = None
         self._sandbox: Sandbox | None = None
+        self._handles: list[Sandbox] = []  # all that may hold connections, the one that is gone too
         self._opening = anyio.Lock()
         self._harvested: dict[str, str] | None = None
         self._uploads: list[Upload] = []
@@ -117,6 +125,7 @@ class SessionHands:
         try:
             sandbox = await self._open()
             await self._mount(sandbox)
+            faults.reach(BEFORE_CALL)
             self._used = True
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
             return self._noted(await sandbox.execute(asked))
@@ -165,6 +174,7 @@ class SessionHands:
         if self._sandbox is not None:
             try:
                 await self._sandbox.ack(tool_use_id)
+                faults.reach(ACKNOWLEDGED)
             except SandboxError as error:
                 logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
 
@@ -176,6 +186,7 @@ class SessionHands:
                     if (sandbox := await self._existing()) is None:
                         return
                     await sandbox.cancel(tool_use_id, self._epoch)
+                    faults.reach(CANCELLED)
                     await sandbox.ack(tool_use_id)
                 except CallUnknown:
                     continue
@@ -184,11 +195,15 @@ class SessionHands:
 
     async def aclose(self) -> None:
         """Drop the connections to the sandbox; it goes on. From now it counts as unused."""
-        if self._sandbox is not None:
-            await self._sandbox.aclose()
-            if self._used and self._binding is not None:
+        for handle in self._handles:
+            await handle.aclose()
+        self._handles.clear()
+        if self._used and self._binding is not None:
+            try:
                 async with self._hands.db.autocommit() as tx:
                     await bindings.touch(tx, self._binding.sandbox_id)
+            except (SQLAlchemyError, OSError) as error:
+                logger.warning("end of use of %s not recorded: %s", self._session_id, type(error).__name__)
 
     # Snapshots
 
@@ -229,6 +244,7 @@ class SessionHands:
             if self._harvested.get(entry.path) == entry.sha256:
                 continue
             blob = await self._hands.blobs.put(sandbox.get(f"{OUTPUTS}/{entry.path}"), limits.FILE_BYTES_MAX)
+            faults.reach(OUTPUT_STORED)
             async with self._hands.db.transaction() as tx:
                 await files.add_output(
                     tx,
@@ -238,6 +254,7 @@ class SessionHands:
                     mime_type=None,
                     blob=blob,
                 )
+            faults.reach(OUTPUT_RECORDED)
             # The file may have changed since it was listed: what was stored is what counts.
             self._harvested[entry.path] = blob.sha256
 
@@ -286,6 +303,8 @@ class SessionHands:
             raise
         except TimeoutError as error:
             raise SandboxError("attaching took too long") from error
+        self._handles.append(sandbox)
+        faults.reach(ATTACHED)
         self._binding, self._mounts = found, dict(found.mounts)
         return sandbox
 
@@ -339,6 +358,7 @@ class SessionHands:
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX + (limits.RESTORE_SECONDS_MAX if snapshot else 0)):
                 sandbox = await self._hands.backend.provision(spec)
+                self._handles.append(sandbox)
                 if snapshot is not None:
                     await self._restore(sandbox, snapshot)
                 self._mounts = {}
@@ -349,6 +369,7 @@ class SessionHands:
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
             await bindings.set_live(tx, binding.sandbox_id)
+        faults.reach(RECORDED)
         self._binding = binding
         return sandbox
 

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import orjson
 
-from managed_agents.core import ids, limits
+from managed_agents.core import faults, ids, limits
 from managed_agents.core.logs import Trouble
 from managed_agents.db.connection import TROUBLE, connect
 from managed_agents.db.listener import WORK_CHANNEL
@@ -20,6 +20,7 @@ from managed_agents.harness.lease import LOCK_CLASS
 
 logger = logging.getLogger(__name__)
 
+REGISTERED = faults.register("worker.registered", "lock and row in place, nothing claimed")
 RECONNECT_SECONDS = 0.5
 HOST_TTLS = 2  # a host whose workers all died has that long for another one, before its sessions go elsewhere
 _HOST_LIVES = (
@@ -62,6 +63,7 @@ async def _live_once(connection: Any, *, host: str, ttl_seconds: float, work: Ca
         os.getpid(),
     )
     await connection.execute(_HOST_LIVES, host, HOST_TTLS * ttl_seconds)
+    faults.reach(REGISTERED)
     finished = False
 
     async def worked() -> None:

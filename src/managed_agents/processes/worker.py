@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
@@ -58,8 +59,18 @@ LOOK_SECONDS_MAX = 300.0
 TIDY_SECONDS_MAX = 8.0
 
 
-async def run(settings: Settings) -> None:
+class Until(Protocol):
+    """Says when `work` ends; see `lifetime.until_signalled`."""
+
+    async def __call__(
+        self, work: Callable[[], Awaitable[None]], drain: Callable[[], Awaitable[None]], *, drain_seconds: float
+    ) -> None: ...
+
+
+async def run(settings: Settings, *, until: Until = until_signalled) -> None:
     """Work until a signal arrives; sessions at hand are handed over to the others.
+
+    `until`: what ends it instead, where the process is not the worker's own.
 
     Raises:
         CannotStart: no model, or a backend that these settings forbid.
@@ -129,9 +140,7 @@ async def run(settings: Settings) -> None:
                     logger.warning("resting sandboxes not stopped: %s: %s", type(error).__name__, error)
 
     try:
-        await until_signalled(
-            work_and_tidy, lambda: worker.drain(seconds=settings.drain_seconds), drain_seconds=settings.drain_seconds
-        )
+        await until(work_and_tidy, lambda: worker.drain(seconds=settings.drain_seconds), drain_seconds=settings.drain_seconds)
     finally:
         await client.aclose()
         await backend.aclose()

@@ -1,0 +1,101 @@
+"""One model request: sent with its previews, its calls judged, given up when an interrupt comes first."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyio.abc import TaskGroup
+from sqlalchemy.exc import SQLAlchemyError
+
+from managed_agents.core import faults
+from managed_agents.db.engine import Database
+from managed_agents.eventlog import events as ev
+from managed_agents.eventlog import interest
+from managed_agents.eventlog.events import StoredEvent
+from managed_agents.eventlog.previews import PreviewSender
+from managed_agents.harness.changes import Changes
+from managed_agents.harness.judge import Judge
+from managed_agents.harness.lease import Claim
+from managed_agents.harness.permissions import Judgement
+from managed_agents.harness.preview import Preview
+from managed_agents.harness.request import Failed, Finished, ModelRequester
+from managed_agents.harness.response import Response, judged_calls
+
+logger = logging.getLogger(__name__)
+
+BEFORE_JUDGING = faults.register("turn.before_judging", "response complete, policy auto not asked")
+CALLS_JUDGED = faults.register("turn.calls_judged", "policy auto decided, response not in the log")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model request under way."""
+
+    start_id: str
+    preview: Preview
+    judgements: dict[int, Judgement] = field(default_factory=dict[int, Judgement])
+
+
+class Asking:
+    """Sends the requests of one session. `background` owns what is asked beside them."""
+
+    def __init__(
+        self,
+        db: Database,
+        claim: Claim,
+        requester: ModelRequester,
+        previews: PreviewSender,
+        jitter: Callable[[], float],
+        changes: Changes,
+        background: TaskGroup,
+    ) -> None:
+        self._db = db
+        self._claim = claim
+        self._requester = requester
+        self._previews = previews
+        self._jitter = jitter
+        self._changes = changes
+        self._background = background
+
+    def begin(self, span: StoredEvent, *, shown: bool) -> Asked:
+        """Begin with the request whose span is open in the log; `shown`: clients may see previews of it."""
+        return Asked(span.id, self._preview(span.seq, shown=shown))
+
+    async def ask(self, asked: Asked, request: ev.Json, agent: dict[str, Any], *, judge: bool) -> Finished | Failed | None:
+        """Send it, and judge the calls in the answer where `judge` says so; None when an interrupt came first."""
+
+        async def send() -> Finished | Failed:
+            outcome = await self._requester.send(request, agent["model"], watch=asked.preview.take)
+            if judge and isinstance(outcome, Finished):
+                asked.judgements.update(await self._judge(outcome.response, request["messages"], agent))
+            return outcome
+
+        return await self._changes.until_interrupted(send)
+
+    async def _judge(self, response: Response, messages: Sequence[dict[str, Any]], agent: dict[str, Any]) -> dict[int, Judgement]:
+        if not (calls := judged_calls(response, agent["tools"])):
+            return {}
+        faults.reach(BEFORE_JUDGING)
+        judge = Judge(self._requester.client, self._requester.models, self._jitter)
+        judgements = await judge.judge(agent, messages, calls)
+        faults.reach(CALLS_JUDGED)
+        return judgements
+
+    def _preview(self, span_seq: int, *, shown: bool) -> Preview:
+        """Whether anyone wants them is asked beside the request."""
+        preview = Preview(self._claim.session_id, self._claim.thread_id, span_seq, self._previews.push)
+        if not shown:
+            preview.decide(False)
+            return preview
+        self._background.start_soon(self._ask_interest, preview)
+        return preview
+
+    async def _ask_interest(self, preview: Preview) -> None:
+        try:
+            async with self._db.autocommit() as tx:
+                preview.decide(await interest.wanted(tx, self._claim.session_id))
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            # No previews for this request: nothing depends on them.
+            logger.warning("interest in previews of %s not known: %s", self._claim.session_id, type(error).__name__)
+            preview.decide(False)

@@ -1,0 +1,102 @@
+"""How a runner writes: its appends, fenced by owner and epoch, and the events that every step is made of.
+
+Appends are shielded: a cancelled append might still be written, and the result of a call must never be written twice.
+"""
+
+from collections.abc import Sequence
+
+import anyio
+
+from managed_agents.db.engine import Database
+from managed_agents.eventlog import events as ev
+from managed_agents.eventlog.append import NewInput
+from managed_agents.eventlog.batch import Append, Appender, Rest
+from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
+from managed_agents.harness.context import Context
+from managed_agents.harness.lease import Claim
+from managed_agents.harness.turn import ToolCall
+
+CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
+INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
+
+
+class Journal:
+    """The log of one claimed session, for its owner."""
+
+    def __init__(self, db: Database, appender: Appender, claim: Claim, worker_id: str, context: Context) -> None:
+        self.thread_id = claim.thread_id
+        self._db = db
+        self._appender = appender
+        self._claim = claim
+        self._worker_id = worker_id
+        self._context = context
+        # Of the agent's snapshot only tools are ever updated.
+        self._agent_name: str = claim.agent["name"]
+
+    async def append(
+        self,
+        events: Sequence[NewEvent],
+        *,
+        taken: Sequence[QueuedEvent] = (),
+        rest: Rest | None = None,
+        expect_input_seq: int | None = None,
+        within_budget: bool = False,
+    ) -> list[StoredEvent]:
+        """Append without following: for what is logged beside the loop, and for the last step."""
+        append = Append(
+            self._claim.session_id,
+            events,
+            self._worker_id,
+            self._claim.epoch,
+            expect_input_seq=expect_input_seq,
+            within_budget=within_budget,
+            taken=taken,
+            rest=rest,
+        )
+        with anyio.CancelScope(shield=True):
+            await self._appender.append(append)
+        return append.stored
+
+    async def log(
+        self,
+        events: Sequence[NewEvent],
+        taken: Sequence[QueuedEvent] = (),
+        *,
+        expect_input_seq: int | None = None,
+        within_budget: bool = False,
+    ) -> list[StoredEvent]:
+        """Append, and take the events into the context."""
+        stored = await self.append(events, taken=taken, expect_input_seq=expect_input_seq, within_budget=within_budget)
+        await self._context.follow(self._db, stored)
+        return stored
+
+    async def rest(
+        self, events: Sequence[NewEvent], rest: Rest, taken: Sequence[QueuedEvent] = (), *, within_budget: bool = False
+    ) -> bool:
+        """Append the resting step on the input it was decided on; False when that has moved."""
+        expected = self._context.input_seq
+        try:
+            await self.append(events, taken=taken, rest=rest, expect_input_seq=expected, within_budget=within_budget)
+        except NewInput:
+            return False
+        return True
+
+    # Events
+
+    def interrupted_result(self, call: ToolCall) -> NewEvent:
+        """Close a call that an interrupt or the end of the turn cut off."""
+        content = [{"type": "text", "text": INTERRUPTED}]
+        return ev.tool_result(self.thread_id, call.event_id, content, is_error=True)
+
+    def failed_span(self, start_id: str, private: ev.Json | None = None) -> NewEvent:
+        """Close a span without a response. `private` is null for the model's own failures, which count as tries."""
+        return ev.span_end(self.thread_id, start_id, SpanUsage(), is_error=True, private=private)
+
+    def opening(self, opens_period: bool) -> list[NewEvent]:
+        """Begin a running period, if one is to begin."""
+        return ev.running(self.thread_id, self._agent_name) if opens_period else []
+
+    def idle(self, stop_reason: ev.Json, stop_details: ev.Json | None = None, of_session: str | None = None) -> list[NewEvent]:
+        """End a running period; `of_session` is the session's reason where it is not the thread's."""
+        other = None if of_session is None else {"type": of_session}
+        return ev.idle(self.thread_id, self._agent_name, stop_reason, stop_details, of_session=other)

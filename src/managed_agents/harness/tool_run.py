@@ -1,0 +1,96 @@
+"""Runs the calls that a step allows, in parallel, until none runs or an interrupt came.
+
+Each result is appended by itself, as it arrives. A call that was cancelled may have been logged all the same.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from managed_agents.core import faults
+from managed_agents.db.engine import Database
+from managed_agents.eventlog import events as ev
+from managed_agents.eventlog.events import StoredEvent
+from managed_agents.harness import decide as steps
+from managed_agents.harness.changes import Changes
+from managed_agents.harness.context import Context
+from managed_agents.harness.hands import SessionHands
+from managed_agents.harness.journal import Journal
+from managed_agents.harness.tools import definitions
+from managed_agents.harness.turn import ToolCall
+from managed_agents.harness.web_calls import WebCalls
+from managed_agents.sandbox.backend import Outcome
+
+OUTCOME_ARRIVED = faults.register("turn.outcome_arrived", "tool finished, result not in the log")
+OUTCOME_LOGGED = faults.register("turn.outcome_logged", "result in the log, not acknowledged to the sandbox")
+
+
+class ToolRun:
+    """One step of running tools; calls that the client allows meanwhile join it."""
+
+    def __init__(
+        self, db: Database, context: Context, journal: Journal, changes: Changes, hands: SessionHands, web: WebCalls
+    ) -> None:
+        self._db = db
+        self._context = context
+        self._journal = journal
+        self._changes = changes
+        self._hands = hands
+        self._web = web
+        # Appended, and not in the context yet.
+        self._stored: list[StoredEvent] = []
+
+    async def run(
+        self,
+        first: steps.RunTools,
+        decide: Callable[[], steps.Step],
+        take_answers: Callable[[steps.TakeAnswers], Awaitable[None]],
+    ) -> None:
+        """Run calls until none runs or an interrupt came; `decide` and `take_answers` are the loop's."""
+        started: set[str] = set()
+        ended: set[str] = set()
+        async with anyio.create_task_group() as group:
+
+            async def run(call: ToolCall) -> None:
+                await self._run_call(call)
+                ended.add(call.event_id)
+                self._changes.notify()
+
+            step: steps.Step = first
+            while not isinstance(step, steps.Interrupt):
+                if isinstance(step, steps.TakeAnswers):
+                    await take_answers(step)
+                elif isinstance(step, steps.RunTools):
+                    for call in step.calls:
+                        if call.event_id not in started:
+                            started.add(call.event_id)
+                            group.start_soon(run, call)
+                    await self._changes.next()
+                else:
+                    # Not the concern of running calls: something sent for later, say.
+                    await self._changes.next()
+                await self._follow_results()
+                if started == ended:
+                    return
+                await self._context.refresh(self._db)
+                step = decide()
+            group.cancel_scope.cancel()
+        # What was cancelled may have been logged all the same.
+        await self._follow_results()
+
+    async def _follow_results(self) -> None:
+        new, self._stored = self._stored, []
+        await self._context.follow(self._db, new)
+
+    async def _run_call(self, call: ToolCall) -> None:
+        if call.refused is not None:
+            outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
+        else:
+            is_web = call.name in definitions.WEB_TOOLS
+            outcome, usage = await self._web.run(call) if is_web else (await self._hands.execute(call), None)
+            faults.reach(OUTCOME_ARRIVED)
+        result = ev.tool_result(self._journal.thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
+        self._stored += await self._journal.append([result])
+        faults.reach(OUTCOME_LOGGED)
+        if call.name not in definitions.WEB_TOOLS:
+            await self._hands.acknowledge(call.event_id)
