@@ -142,7 +142,7 @@ async def test_a_worker_that_dies_restoring_leaves_the_restore_to_the_next(
 
 @pytest.mark.requirement("ENV-058")
 async def test_a_session_goes_to_another_host_when_its_own_is_silent(
-    cluster: Cluster, client: AsyncAnthropic, finished: Finished
+    cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished
 ) -> None:
     await cluster.api()
     worker = cluster.worker()
@@ -151,6 +151,7 @@ async def test_a_session_goes_to_another_host_when_its_own_is_silent(
         await say(client, session_id, "work")
         side = await cluster.appeared(script.SIDE)
         other.worker()
+        await snapshotted(db, session_id)
         side.with_name(script.GO).touch()
         await follower.idle()
         # Its host lives, so it is not the other's, which is idle.
