@@ -38,12 +38,6 @@ MCP = {"type": "url", "name": "x", "url": "https://example.com"}
             "multiagent",
             marks=pytest.mark.requirement("AGT-907"),
         ),
-        pytest.param(
-            ENVIRONMENTS,
-            {"config": {"type": "cloud", "packages": {"pip": ["requests"]}}},
-            "config.packages.pip",
-            marks=pytest.mark.requirement("ENV-904"),
-        ),
         pytest.param(ENVIRONMENTS, {"config": {"type": "self_hosted"}}, "config.type", marks=pytest.mark.requirement("ENV-905")),
         pytest.param(ENVIRONMENTS, {"scope": "account"}, "scope", marks=pytest.mark.requirement("ENV-903")),
         pytest.param(

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -189,6 +188,7 @@ class Stack:
     http: httpx.AsyncClient
     replies: ScriptedReplies
     backend: SandboxBackend
+    blobs: LocalBlobStore
     collector: SandboxCollector
     environment_id: str
     recorder: Recorder
@@ -420,7 +420,9 @@ async def _running(
                 db=worker_db,
                 appender=appender,
                 requester=ModelRequester(client, Models(client.anthropic)),
-                hands=Hands(worker_db, backend, blobs, sandbox_spec(settings), socket.gethostname()),
+                hands=Hands(
+                    worker_db, backend, blobs, sandbox_spec(settings), settings.effective_host_name, settings.sandbox_image
+                ),
                 harnesses={STANDARD: StandardHarness(), **variant.harnesses},
                 previews=previews,
                 web=web_tools(settings, client),
@@ -469,7 +471,15 @@ async def _running(
                         http,
                         replies,
                         backend,
-                        SandboxCollector(worker_db, backend, host=socket.gethostname(), idle_seconds=300.0),
+                        blobs,
+                        SandboxCollector(
+                            worker_db,
+                            backend,
+                            blobs,
+                            host=settings.effective_host_name,
+                            idle_seconds=300.0,
+                            parked_seconds=3600.0,
+                        ),
                         environment.id,
                         model.state.model.recorder,
                         settings,

@@ -53,6 +53,13 @@ DATABASE_CONNECT_SECONDS = 10.0
 DATABASE_STATEMENT_SECONDS = 30.0
 FROZEN_SECONDS = 10.0  # no transaction of ours waits for anything but the database: beyond it its process is frozen
 
+# Sandboxes
+SANDBOX_STATE_SECONDS = 30 * 24 * 3600.0  # observed: from the sandbox's creation, activity does not extend it
+SNAPSHOT_BYTES_MAX = 16 * 1024 * 1024 * 1024  # compressed; a disk has 10 GB by default
+SNAPSHOT_SECONDS_MAX = 240.0
+RESTORE_SECONDS_MAX = 600.0
+PACKAGES_SECONDS_MAX = 1800.0  # to install what an environment asks for
+
 # The model
 MODEL_CONNECT_SECONDS = 10.0
 MODEL_STALL_SECONDS = 120.0  # longest silence inside a response

@@ -4,6 +4,7 @@ The names are fixed: other programs rely on them. docs/settings.md lists them an
 """
 
 import os
+import socket
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from managed_agents.core import addresses
+from managed_agents.core import addresses, limits
 
 
 def default_data_dir() -> Path:
@@ -49,6 +50,18 @@ class Settings(BaseSettings):
     sandbox_cpus: float = Field(2.0, gt=0, description="CPUs one sandbox may use.")
     sandbox_pids: int = Field(512, ge=16, description="Processes and threads in one sandbox.")
     sandbox_idle_seconds: float = Field(300.0, gt=0, description="Idle time after which a sandbox is stopped.")
+    sandbox_parked_seconds: float = Field(
+        3600.0, ge=0, description="Time after which a stopped sandbox that is in a snapshot gives its disk back."
+    )
+    sandbox_snapshot_seconds: float = Field(600.0, gt=0, description="Time between snapshots of a sandbox at work.")
+    host_name: str | None = Field(
+        None, min_length=1, description="This host's name, unique among those that share the database; the machine's when unset."
+    )
+    packages_network: str = Field("bridge", description="Engine network in which packages of environments are installed.")
+    packages_environment: str = Field(
+        "", description="Environment of those installs, `NAME=value` separated by spaces: index URLs, proxies."
+    )
+    packages_seconds: float = Field(limits.PACKAGES_SECONDS_MAX, gt=0, description="Longest time that installs may take.")
     local_sandbox_unsafe: bool = Field(
         False, description="Allow the unisolated `local` backend with a model URL that is not loopback."
     )
@@ -126,6 +139,11 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("it begins with postgresql://")  # without the value: it holds a password
         return value
+
+    @property
+    def effective_host_name(self) -> str:
+        """`HOST_NAME`, or the machine's."""
+        return self.host_name or socket.gethostname()
 
     @property
     def effective_run_dir(self) -> Path:

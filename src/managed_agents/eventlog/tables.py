@@ -190,6 +190,15 @@ class WorkerRow(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
 
 
+class HostRow(Base):
+    """A host with sandboxes, which its workers keep alive. Until it is silent for long, its sessions are left to it."""
+
+    __tablename__ = "hosts"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    alive_until: Mapped[datetime] = mapped_column(INSTANT)
+
+
 class PreviewInterestRow(Base):
     """A session with opted-in streams somewhere. Not logged by Postgres: what a crash forgets is registered again."""
 

@@ -1,15 +1,17 @@
-"""The owner's grip on a session's sandbox: bind, provision beside the first model request, call, harvest.
+"""The owner's grip on a session's sandbox: bind, provision beside the first model request, call, snapshot, harvest.
 
 The binding is a row, written before anything is created: whoever comes after a crash knows what may exist. A sandbox that
-is gone makes the call at hand ambiguous, whether it had started or not, and the model is told so; the next call gets a fresh
-one. Nothing here decides anything about the turn.
+is gone makes the call at hand ambiguous, whether it had started or not, and the model is told so; the next call gets another
+one, restored from the last snapshot, and the model is told what may be older. One that had been stopped with a snapshot is
+replaced without a word. Nothing here decides anything about the turn.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, BlobTooLarge
 from managed_agents.core import faults, limits
@@ -18,12 +20,14 @@ from managed_agents.db.engine import Database
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.turn import ToolCall
 from managed_agents.resources.files import service as files
-from managed_agents.resources.sessions import bindings
+from managed_agents.resources.sessions import bindings, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
 from managed_agents.sandbox.backend import (
+    BadArchive,
     Call,
     CallUnknown,
     Outcome,
+    PackagesFailed,
     Sandbox,
     SandboxBackend,
     SandboxError,
@@ -43,12 +47,15 @@ CANCELLED = faults.register("hands.cancelled", "running call ended by an interru
 OUTPUT_STORED = faults.register("hands.output_stored", "bytes of an output stored, no file refers to them")
 OUTPUT_RECORDED = faults.register("hands.output_recorded", "output is a file, turn not over in the log")
 CREATED = faults.register("hands.created", "sandbox created, not recorded as live")
+RESTORED = faults.register("hands.restored", "snapshot unpacked, sandbox not recorded as live")
 OUTPUTS = "/mnt/session/outputs"
 CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
 PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
 HARVEST_SECONDS_MAX = 30.0
 PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
+STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
+STOPPING_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class Hands:
     blobs: BlobStore
     spec: Callable[[str, int, str], SandboxSpec]  # sandbox id, generation, session id → what to provision
     host: str
+    image: str  # to which an environment's packages are added
+    snapshot_seconds: float = 600.0  # between snapshots while a session works
     provisions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PROVISIONS_AT_ONCE))
 
     def of_session(self, claim: Claim) -> "SessionHands":
@@ -83,6 +92,9 @@ class SessionHands:
         self._uploads: list[Upload] = []
         self._uploads_as_of: int | None = None
         self._mounts: dict[str, str] = {}
+        self._unprepared: PackagesFailed | None = None
+        self._told = False
+        self._used = False
 
     async def uploads(self, as_of: int) -> list[Upload]:
         """Files mounted into the session, read again when `as_of`, the session's `input_seq`, has moved."""
@@ -114,9 +126,13 @@ class SessionHands:
             sandbox = await self._open()
             await self._mount(sandbox)
             faults.reach(BEFORE_CALL)
-            return await sandbox.execute(Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX))
+            self._used = True
+            asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
+            return self._noted(await sandbox.execute(asked))
         except StaleEpoch:
             raise
+        except PackagesFailed as error:
+            return _error(str(error))
         except SandboxGone as error:
             logger.warning("sandbox of %s is gone: %s", self._session_id, error)
             await self._forget()
@@ -124,10 +140,23 @@ class SessionHands:
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
 
+    def _noted(self, outcome: Outcome) -> Outcome:
+        """Tell the model what became of the sandbox before, with the first outcome of this one."""
+        if self._binding is None or self._binding.note is None:
+            return outcome
+        self._told = True
+        note, content = self._binding.note, list(outcome.content)
+        if content[0]["type"] == "text":
+            content[0] = {**content[0], "text": f"{note}\n{content[0]['text']}"}
+        else:
+            content.insert(0, {"type": "text", "text": note})
+        return Outcome(content, outcome.is_error, outcome.spill_path)
+
     async def keep(self, path: str, text: str) -> bool:
         """Write a file for the session's commands to read; False when that failed, which is not the call's failure."""
         try:
             sandbox = await self._open()
+            self._used = True
             await sandbox.put(path, text.encode(errors="replace"), "agent")
         except StaleEpoch:
             raise
@@ -138,6 +167,10 @@ class SessionHands:
 
     async def acknowledge(self, tool_use_id: str) -> None:
         """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
+        if self._told and self._binding is not None and self._binding.note is not None:
+            async with self._hands.db.autocommit() as tx:
+                await bindings.told(tx, self._binding.sandbox_id)
+            self._binding = replace(self._binding, note=None)
         if self._sandbox is not None:
             try:
                 await self._sandbox.ack(tool_use_id)
@@ -161,10 +194,33 @@ class SessionHands:
                     logger.warning("call %s not cancelled: %s", tool_use_id, error)
 
     async def aclose(self) -> None:
-        """Drop the connections to the sandbox; it goes on."""
+        """Drop the connections to the sandbox; it goes on. From now it counts as unused."""
         for handle in self._handles:
             await handle.aclose()
         self._handles.clear()
+        if self._used and self._binding is not None:
+            try:
+                async with self._hands.db.autocommit() as tx:
+                    await bindings.touch(tx, self._binding.sandbox_id)
+            except (SQLAlchemyError, OSError) as error:
+                logger.warning("end of use of %s not recorded: %s", self._session_id, type(error).__name__)
+
+    # Snapshots
+
+    async def keep_safe(self) -> None:
+        """Snapshot the sandbox every `snapshot_seconds` while it is used. Runs until cancelled; failing waits for the next."""
+        while True:
+            await anyio.sleep(self._hands.snapshot_seconds)
+            if (sandbox := self._sandbox) is None or not self._used:
+                continue
+            try:
+                with anyio.fail_after(limits.SNAPSHOT_SECONDS_MAX):
+                    await snapshots.take(self._hands.db, self._hands.blobs, sandbox)
+                # What runs now is newer than what was taken.
+                async with self._hands.db.autocommit() as tx:
+                    await bindings.touch(tx, sandbox.id)
+            except (SandboxError, BlobTooLarge, OSError, TimeoutError, SQLAlchemyError) as error:
+                logger.warning("no snapshot of %s: %s: %s", self._session_id, type(error).__name__, error)
 
     # Outputs
 
@@ -207,14 +263,14 @@ class SessionHands:
     async def _open(self) -> Sandbox:
         async with self._opening:
             if self._sandbox is None:
-                self._sandbox = await self._attach() or await self._provision_in_turn()
+                self._sandbox = await self._attach(wake=True) or await self._provision_in_turn()
             return self._sandbox
 
     async def _existing(self) -> Sandbox | None:
         """The sandbox, when there is one that may have got a call."""
         async with self._opening:
             if self._sandbox is None:
-                self._sandbox = await self._attach()
+                self._sandbox = await self._attach(wake=False)
             return self._sandbox
 
     async def _forget(self) -> None:
@@ -222,50 +278,89 @@ class SessionHands:
             self._sandbox = None
             if self._binding is not None:
                 async with self._hands.db.transaction() as tx:
-                    await bindings.set_state(tx, self._binding.sandbox_id, "destroyed")
+                    await bindings.set_destroyed(tx, self._binding.sandbox_id)
                 self._binding = None
 
-    async def _attach(self) -> Sandbox | None:
-        async with self._hands.db.transaction() as tx:
-            self._binding = await bindings.current(tx, self._session_id)
-            if self._binding is not None:
-                self._mounts = dict(self._binding.mounts)
-                await bindings.touch(tx, self._binding.sandbox_id)
-        # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
-        if self._binding is None or self._binding.state != "live":
+    async def _attach(self, *, wake: bool) -> Sandbox | None:
+        """The session's sandbox, when there is one that may have got a call; `wake` starts one that was stopped."""
+        found = await self._current(wake)
+        if found is None:
             return None
-        if self._binding.host != self._hands.host:
-            raise SandboxGone(f"it was on host {self._binding.host}")
+        # None of a stopped one's calls can be running, and its files are in the snapshot: losing it is no news.
+        stopped = found.state == "stopped"
+        if found.host != self._hands.host:
+            self._binding = None if stopped else found
+            if stopped:
+                return None
+            raise SandboxGone(f"it was on host {found.host}")
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX):
-                sandbox = await self._hands.backend.attach(self._binding.sandbox_id)
+                sandbox = await self._hands.backend.attach(found.sandbox_id)
+        except SandboxGone:
+            self._binding = None if stopped else found
+            if stopped:
+                return None
+            raise
         except TimeoutError as error:
             raise SandboxError("attaching took too long") from error
         self._handles.append(sandbox)
         faults.reach(ATTACHED)
+        self._binding, self._mounts = found, dict(found.mounts)
         return sandbox
 
+    async def _current(self, wake: bool) -> Binding | None:
+        """The binding to attach to, made ours: nobody stops it from now on. Waits while it is being stopped."""
+        waited = 0.0
+        while True:
+            async with self._hands.db.transaction() as tx:
+                found = await bindings.current(tx, self._session_id)
+                # A `provisioning` one never got a call: it is replaced, and the collector destroys what there is of it.
+                if found is None or found.state == "provisioning" or (found.state == "stopped" and not wake):
+                    return None
+                if found.host != self._hands.host:
+                    return found
+                if await bindings.take(tx, found.sandbox_id, force=waited >= STOPPING_SECONDS_MAX):
+                    return found
+            await anyio.sleep(STOPPING_LOOK_SECONDS)
+            waited += STOPPING_LOOK_SECONDS
+
     async def _provision_in_turn(self) -> Sandbox:
+        image = await self._image()
         async with self._hands.provisions:
             sandbox: Sandbox | None = None
             with anyio.CancelScope(shield=True):
-                sandbox = await self._provision()
+                sandbox = await self._provision(image)
             assert sandbox is not None
             return sandbox
 
-    async def _provision(self) -> Sandbox:
+    async def _image(self) -> str:
+        """Have the image ready. Packages that could not be installed are not tried again in the same turn."""
+        if self._unprepared is not None:
+            raise self._unprepared
+        async with self._hands.db.autocommit() as tx:
+            packages = await bindings.packages(tx, self._session_id)
+        try:
+            return await self._hands.backend.prepare(self._hands.image, packages)
+        except PackagesFailed as error:
+            self._unprepared = error
+            raise
+
+    async def _provision(self, image: str) -> Sandbox:
         async with self._hands.db.transaction() as tx:
             binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host)
+            snapshot = await snapshots.latest(tx, self._session_id)
         if binding is None:
             raise StaleEpoch("the session belongs to another worker")
         faults.reach(BOUND)
         if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
             raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
+        spec = replace(self._hands.spec(binding.sandbox_id, binding.generation, self._session_id), image=image)
         try:
-            with anyio.fail_after(PROVISION_SECONDS_MAX):
-                spec = self._hands.spec(binding.sandbox_id, binding.generation, self._session_id)
+            with anyio.fail_after(PROVISION_SECONDS_MAX + (limits.RESTORE_SECONDS_MAX if snapshot else 0)):
                 sandbox = await self._hands.backend.provision(spec)
                 self._handles.append(sandbox)
+                if snapshot is not None:
+                    await self._restore(sandbox, snapshot)
                 self._mounts = {}
                 await self._put_uploads(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
@@ -273,10 +368,21 @@ class SessionHands:
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
-            await bindings.set_state(tx, binding.sandbox_id, "live")
+            await bindings.set_live(tx, binding.sandbox_id)
         faults.reach(RECORDED)
         self._binding = binding
         return sandbox
+
+    async def _restore(self, sandbox: Sandbox, snapshot: snapshots.Snapshot) -> None:
+        try:
+            await sandbox.restore(self._hands.blobs.open(snapshot.blob))
+        except (BadArchive, BlobMissing) as error:
+            # It will not get better: the next try begins without, and the model is told so.
+            logger.error("snapshot of %s cannot be restored: %s", self._session_id, error)
+            async with self._hands.db.transaction() as tx:
+                await snapshots.drop(tx, self._session_id, snapshot.blob)
+            raise SandboxError("its snapshot could not be restored, the next one will be fresh") from error
+        faults.reach(RESTORED)
 
     # Mounts
 

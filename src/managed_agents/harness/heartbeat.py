@@ -6,7 +6,6 @@ this worker then ends all its turns and registers anew under another id.
 
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,9 +22,14 @@ logger = logging.getLogger(__name__)
 
 REGISTERED = faults.register("worker.registered", "lock and row in place, nothing claimed")
 RECONNECT_SECONDS = 0.5
+HOST_TTLS = 2  # a host whose workers all died has that long for another one, before its sessions go elsewhere
+_HOST_LIVES = (
+    "INSERT INTO hosts (name, alive_until) VALUES ($1, clock_timestamp() + make_interval(secs => $2)) "
+    "ON CONFLICT (name) DO UPDATE SET alive_until = excluded.alive_until"
+)
 
 
-async def live(database_url: str, *, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> None:
+async def live(database_url: str, *, host: str, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> None:
     """Register, run `work(worker_id)` while heartbeating, and start over when the sign of life is lost.
 
     Returns when `work` returns. Cancelling it unregisters the worker, so that its sessions are free at once.
@@ -40,13 +44,13 @@ async def live(database_url: str, *, ttl_seconds: float, work: Callable[[str], A
             continue
         trouble.over("the database is back for the heartbeat")
         try:
-            if await _live_once(connection, ttl_seconds=ttl_seconds, work=work):
+            if await _live_once(connection, host=host, ttl_seconds=ttl_seconds, work=work):
                 return
         finally:
             connection.terminate()
 
 
-async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> bool:
+async def _live_once(connection: Any, *, host: str, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> bool:
     worker_id = ids.new_id(ids.WORKER)
     # The lock first, then the row: a row without its lock is a dead worker.
     lock_key: int = await connection.fetchval("SELECT nextval(pg_get_serial_sequence('workers', 'lock_key'))")
@@ -55,9 +59,10 @@ async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str
         "INSERT INTO workers (id, lock_key, host, pid) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4)",
         worker_id,
         lock_key,
-        socket.gethostname(),
+        host,
         os.getpid(),
     )
+    await connection.execute(_HOST_LIVES, host, HOST_TTLS * ttl_seconds)
     faults.reach(REGISTERED)
     finished = False
 
@@ -71,7 +76,7 @@ async def _live_once(connection: Any, *, ttl_seconds: float, work: Callable[[str
         async with anyio.create_task_group() as group:
             group.start_soon(worked)
             try:
-                await _beat_forever(connection, worker_id, ttl_seconds / 3)
+                await _beat_forever(connection, worker_id, host, ttl_seconds)
             except TROUBLE as error:
                 logger.error("sign of life lost, giving up all sessions: %s", error or type(error).__name__)
                 group.cancel_scope.cancel()
@@ -95,7 +100,8 @@ async def _unregister(connection: Any, worker_id: str) -> None:
         logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
 
 
-async def _beat_forever(connection: Any, worker_id: str, every_seconds: float) -> None:
+async def _beat_forever(connection: Any, worker_id: str, host: str, ttl_seconds: float) -> None:
+    every_seconds = ttl_seconds / 3
     while True:
         await anyio.sleep(every_seconds)
         row = await connection.fetchval(
@@ -105,3 +111,4 @@ async def _beat_forever(connection: Any, worker_id: str, every_seconds: float) -
         )
         if row is None:
             raise TimeoutError("declared dead by another worker")
+        await connection.execute(_HOST_LIVES, host, HOST_TTLS * ttl_seconds, timeout=every_seconds)

@@ -26,6 +26,7 @@ from managed_agents.core import limits
 from managed_agents.db.engine import Tx
 
 SUSPECT_CRASHES = 2
+HOST_CHANCE_SECONDS = 2.0  # for the host of a stopped sandbox, which starts faster than it is restored
 LOCK_CLASS = 0x6D61  # first key of the two-key advisory locks: ours, among whatever else uses the database
 
 _CLAIMABLE = """
@@ -34,6 +35,14 @@ _CLAIMABLE = """
     AND (s.input_seq > s.handled_seq OR s.due_at <= clock_timestamp())
     AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
     AND (CAST(:ids AS text[]) IS NULL OR s.id = ANY(CAST(:ids AS text[])))
+    -- A sandbox belongs to a host. While that lives, its workers have the session; one that is stopped, and so has a snapshot,
+    -- is theirs for a moment only.
+    AND coalesce((
+        SELECT b.state NOT IN ('live', 'stopping', 'stopped') OR b.host = (SELECT host FROM workers WHERE id = :worker)
+            OR b.state = 'stopped'
+                AND coalesce(s.running_since, s.updated_at) < clock_timestamp() - make_interval(secs => :chance)
+            OR NOT EXISTS (SELECT 1 FROM hosts h WHERE h.name = b.host AND h.alive_until > clock_timestamp())
+        FROM sandboxes b WHERE b.session_id = s.id ORDER BY b.generation DESC LIMIT 1), true)
 """
 # An interrupt opens no running period, and may come while a retry is scheduled.
 _SINCE = "least(s.due_at, coalesce(s.running_since, s.updated_at))"
@@ -117,7 +126,12 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
     """
     rows = await tx.execute(
         _CLAIM,
-        {"worker": worker_id, "limit": limit, "ids": None if session_ids is None else list(session_ids)},
+        {
+            "worker": worker_id,
+            "limit": limit,
+            "ids": None if session_ids is None else list(session_ids),
+            "chance": HOST_CHANCE_SECONDS,
+        },
     )
     return [
         Claim(

@@ -108,6 +108,7 @@ class SessionRunner:
             async with anyio.create_task_group() as group:
                 self._background = group
                 self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
+                group.start_soon(self._hands.keep_safe)
                 try:
                     await self._run()
                 finally:

@@ -68,7 +68,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        await heartbeat.live(self._db.url, ttl_seconds=self._ttl_seconds, work=self._work)
+        await heartbeat.live(self._db.url, host=self._parts.hands.host, ttl_seconds=self._ttl_seconds, work=self._work)
 
     async def drain(self, *, seconds: float) -> None:
         """Claim nothing more, and let every session go after the step it is at: another worker goes on from its log.

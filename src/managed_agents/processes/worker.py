@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import random
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -43,10 +42,12 @@ from managed_agents.reconcilers import blob_collector
 from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
-from managed_agents.resources.files.service import referenced
+from managed_agents.resources.files.service import referenced as files_referenced
+from managed_agents.resources.sessions import snapshots
 from managed_agents.sandbox.backend import Limits, SandboxBackend, SandboxError, SandboxSpec
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
+from managed_agents.sandbox.packages import InstallSettings
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             "scripted model when neither is set.)"
         )
     backend = sandbox_backend(settings, endpoint)
-    host = socket.gethostname()
+    host = settings.effective_host_name
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents worker")
     blobs = blob_store(settings)
     doorbell = Doorbell(database_url)
@@ -97,14 +98,22 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         db=db,
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
-        hands=Hands(db, backend, blobs, sandbox_spec(settings), host),
+        hands=Hands(db, backend, blobs, sandbox_spec(settings), host, settings.sandbox_image, settings.sandbox_snapshot_seconds),
         harnesses=harnesses_of(settings),
         previews=previews,
         web=web_tools(settings, client),
         jitter=random.random,
     )
     worker = Worker(parts, turns_max=settings.worker_turns, ttl_seconds=settings.lease_ttl_seconds)
-    collector = SandboxCollector(db, backend, host=host, idle_seconds=settings.sandbox_idle_seconds)
+    collector = SandboxCollector(
+        db,
+        backend,
+        blobs,
+        host=host,
+        idle_seconds=settings.sandbox_idle_seconds,
+        parked_seconds=settings.sandbox_parked_seconds,
+    )
+    references = [files_referenced, snapshots.referenced]
 
     async def work() -> None:
         async with anyio.create_task_group() as group:
@@ -114,9 +123,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
             group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
-            group.start_soon(
-                _forever, "blob collector", lambda: blob_collector.collect(db, blobs, [referenced]), BLOB_LOOK_SECONDS
-            )
+            group.start_soon(_forever, "blob collector", lambda: blob_collector.collect(db, blobs, references), BLOB_LOOK_SECONDS)
             if settings.egress == "on" and settings.sandbox == "docker":
                 group.start_soon(egress.serve, settings, db)
             async with serving_operations(settings, db):
@@ -185,6 +192,9 @@ def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
             runtime=settings.sandbox_runtime,
             data_dir=settings.data_dir,
             run_dir=settings.effective_run_dir,
+            installs=InstallSettings(
+                settings.packages_network, install_environment(settings), settings.extra_ca, settings.packages_seconds
+            ),
         )
     if not endpoint.is_loopback and not settings.local_sandbox_unsafe:
         raise CannotStart(
@@ -192,6 +202,19 @@ def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
             "docker, or set MANAGED_AGENTS_LOCAL_SANDBOX_UNSAFE=true if commands of the model may run here unprotected."
         )
     return LocalBackend(data_dir=settings.data_dir, run_dir=settings.effective_run_dir, uid_base=settings.sandbox_uid_base)
+
+
+def install_environment(settings: Settings) -> dict[str, str]:
+    """The variables that installs of packages get.
+
+    Raises:
+        CannotStart: one of them is not NAME=value.
+    """
+    pairs = [item.partition("=") for item in settings.packages_environment.split()]
+    for name, equals, _ in pairs:
+        if not (equals and name.isidentifier()):
+            raise CannotStart(f"MANAGED_AGENTS_PACKAGES_ENVIRONMENT: {name[:100]!r} is not NAME=value")
+    return {name: value for name, _, value in pairs}
 
 
 def web_tools(settings: Settings, client: ModelClient) -> WebTools:

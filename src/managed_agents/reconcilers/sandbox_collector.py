@@ -1,64 +1,107 @@
 """The one that stops and destroys sandboxes of this host; nothing else does.
 
-Stops those whose session rests and which nobody used for a while (files stay), destroys those of deleted or archived sessions
-and of lower generations, and whatever of ours the backend knows and no row does: the leftovers of a crash.
+Stops those whose session rests and which nobody used for a while, after a snapshot of their files; destroys those of deleted
+or archived sessions, of lower generations, too old, or stopped for long; and whatever of ours the backend knows and no row
+does: the leftovers of a crash. A snapshot takes time, in which the session may go on: the right to stop is claimed afterwards,
+and is not given for a sandbox that was used meanwhile.
 """
 
 import logging
 
 import anyio
 
+from managed_agents.blobstore.store import BlobStore, BlobTooLarge
+from managed_agents.core import limits
 from managed_agents.db.engine import Database
-from managed_agents.resources.sessions import bindings
-from managed_agents.sandbox.backend import SandboxBackend, SandboxError
+from managed_agents.resources.sessions import bindings, snapshots
+from managed_agents.resources.sessions.bindings import Binding
+from managed_agents.sandbox.backend import Sandbox, SandboxBackend, SandboxError
 
 logger = logging.getLogger(__name__)
+
+SNAPSHOTS_AT_ONCE = 2
 
 
 class SandboxCollector:
     """Looks at the sandboxes of one host."""
 
-    def __init__(self, db: Database, backend: SandboxBackend, *, host: str, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        db: Database,
+        backend: SandboxBackend,
+        blobs: BlobStore,
+        *,
+        host: str,
+        idle_seconds: float,
+        parked_seconds: float,
+    ) -> None:
         self._db = db
         self._backend = backend
+        self._blobs = blobs
         self._host = host
         self._idle_seconds = idle_seconds
+        self._parked_seconds = parked_seconds
+        self._slots = anyio.CapacityLimiter(SNAPSHOTS_AT_ONCE)
 
     async def stop_resting(self) -> None:
         """Stop every running sandbox of this host whose session rests, unless another worker lives here.
 
-        For the end of the host's last worker: nothing of ours keeps running on a machine where the server was stopped.
+        For the end of the host's last worker: nothing of ours keeps running on a machine where the server was stopped. Without
+        snapshots, for which there is no time; the disks are kept.
         """
         async with self._db.transaction() as tx:
             if await bindings.workers_on(tx, host=self._host) > 0:
                 return
-        await self._stop_unused(idle_seconds=0.0)
+        await self._stop_unused(idle_seconds=0.0, snapshot=False)
 
     async def look(self) -> None:
         """Look once. Safe to repeat, and in several processes of the host at once."""
-        await self._stop_unused(idle_seconds=self._idle_seconds)
+        await self._stop_unused(idle_seconds=self._idle_seconds, snapshot=True)
         async with self._db.transaction() as tx:
-            for binding in await bindings.doomed(tx, host=self._host):
-                await bindings.set_state(tx, binding.sandbox_id, "destroyed")
+            await bindings.doom(tx, host=self._host, parked_seconds=self._parked_seconds)
+            await snapshots.expire(tx)
         for sandbox_id, generation in await self._backend.collect_orphans(self._known):
             logger.info("destroyed sandbox %s generation %d: nothing needs it", sandbox_id, generation)
+        await self._backend.collect_images()
 
     async def _known(self) -> set[tuple[str, int]]:
         async with self._db.transaction() as tx:
             return await bindings.known(tx, host=self._host)
 
-    async def _stop_unused(self, *, idle_seconds: float) -> None:
+    async def _stop_unused(self, *, idle_seconds: float, snapshot: bool) -> None:
         running = {labelled.id for labelled in await self._backend.list() if labelled.running}
         async with self._db.transaction() as tx:
             unused = await bindings.unused(tx, host=self._host, idle_seconds=idle_seconds)
         async with anyio.create_task_group() as group:
             for binding in unused:
                 if binding.sandbox_id in running:
-                    group.start_soon(self._stop, binding.sandbox_id)
+                    group.start_soon(self._stop, binding, snapshot)
+                elif binding.state == "stopping":
+                    group.start_soon(self._set_stopped, binding)  # whoever stopped it died before it said so
 
-    async def _stop(self, sandbox_id: str) -> None:
+    async def _stop(self, binding: Binding, snapshot: bool) -> None:
         try:
-            sandbox = await self._backend.attach(sandbox_id)
+            sandbox = await self._backend.attach(binding.sandbox_id)
+            if snapshot:
+                async with self._slots:
+                    await self._snapshot(sandbox)
+            async with self._db.transaction() as tx:
+                if not await bindings.begin_stop(tx, binding):
+                    await sandbox.aclose()
+                    return
             await sandbox.stop()
+            await self._set_stopped(binding)
         except SandboxError as error:
-            logger.warning("sandbox %s not stopped: %s", sandbox_id, error)
+            logger.warning("sandbox %s not stopped: %s", binding.sandbox_id, error)
+
+    async def _snapshot(self, sandbox: Sandbox) -> None:
+        """Best effort: one that could not be taken leaves the one before, and the disk."""
+        try:
+            with anyio.fail_after(limits.SNAPSHOT_SECONDS_MAX):
+                await snapshots.take(self._db, self._blobs, sandbox)
+        except (SandboxError, BlobTooLarge, OSError, TimeoutError) as error:
+            logger.warning("no snapshot of %s: %s: %s", sandbox.id, type(error).__name__, error)
+
+    async def _set_stopped(self, binding: Binding) -> None:
+        async with self._db.transaction() as tx:
+            await bindings.set_stopped(tx, binding.sandbox_id)

@@ -19,6 +19,7 @@ _REST = (
     text("DELETE FROM session_resources WHERE session_id = :id"),
     text("DELETE FROM session_threads WHERE session_id = :id"),
     text("DELETE FROM files WHERE session_id = :id"),
+    text("DELETE FROM sandbox_snapshots WHERE session_id = :id"),
     text("DELETE FROM egress_log WHERE session_id = :id"),
 )
 # Only when its sandboxes are destroyed too: their rows are how the collector finds them.

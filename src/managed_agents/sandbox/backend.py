@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Which = Literal["disk", "memory", "pids", "outcomes"]
-Capability = Literal["isolation", "network", "memory", "pids", "cpus", "disk"]
+Capability = Literal["isolation", "network", "memory", "pids", "cpus", "disk", "packages"]
 Owner = Literal["root", "agent"]
+Packages = Mapping[str, Sequence[str]]
+"""By manager, in its own pin syntax."""
 SandboxKey = tuple[str, int]
 """Id and generation."""
 
@@ -38,12 +40,20 @@ class LimitHit(SandboxError):
         self.which: Which = which
 
 
+class PackagesFailed(SandboxError):
+    """Packages of the environment could not be installed; the message has the tool's own last lines."""
+
+
 class StaleEpoch(SandboxError):
     """Someone with a higher epoch owns the session: stop and write nothing more."""
 
 
 class CallUnknown(SandboxError):
     """The runner has no call of this id: it never began there, or its outcome was acknowledged."""
+
+
+class BadArchive(SandboxError):
+    """What was to be restored is not a snapshot."""
 
 
 class PathNotFound(SandboxError):
@@ -189,7 +199,16 @@ class Sandbox(Protocol):
         ...
 
     def snapshot(self) -> AsyncIterator[bytes]:
-        """Read a gzip-compressed tar of the session's directories, as far as commands may read them."""
+        """Read a gzip-compressed tar of the session's directories, as far as commands may read them. The shell's state is
+        saved before, unless a command runs in it.
+        """
+        ...
+
+    async def restore(self, stream: AsyncIterable[bytes]) -> None:
+        """Unpack what `snapshot` gave, as the commands' uid; for a sandbox that got no call yet.
+
+        Raises: BadArchive, LimitHit("disk").
+        """
         ...
 
     async def aclose(self) -> None:
@@ -211,6 +230,14 @@ class SandboxBackend(Protocol):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What is really enforced here."""
+        ...
+
+    async def prepare(self, image: str, packages: Packages) -> str:
+        """Return the image to provision from: `image` with the packages, installed once per content. May take minutes;
+        cancelling gives it up.
+
+        Raises: PackagesFailed.
+        """
         ...
 
     async def provision(self, spec: SandboxSpec) -> Sandbox:
@@ -238,6 +265,10 @@ class SandboxBackend(Protocol):
         `known` is asked after looking at what there is: a sandbox is recorded before it is made, so one that is being
         made meanwhile is never taken for an orphan.
         """
+        ...
+
+    async def collect_images(self) -> None:
+        """Remove images with packages that were not used for long, and what broken-off installs left."""
         ...
 
     async def aclose(self) -> None:

@@ -16,6 +16,7 @@ import orjson
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from managed_agents.sandbox.backend import (
+    BadArchive,
     CallUnknown,
     LimitHit,
     Outcome,
@@ -54,6 +55,8 @@ def error_of(header: frames.Header) -> SandboxError:
             return LimitHit("pids", message)
         case "not_found":
             return PathNotFound(message)
+        case "bad_archive":
+            return BadArchive(message)
         case _:
             return SandboxError(message)
 

@@ -27,6 +27,7 @@ from managed_agents.sandbox.backend import (
     Capability,
     Known,
     Labelled,
+    Packages,
     SandboxError,
     SandboxGone,
     SandboxKey,
@@ -34,6 +35,7 @@ from managed_agents.sandbox.backend import (
 )
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.handle import RunnerSandbox
+from managed_agents.sandbox.packages import InstallSettings, PackageImages, installs
 
 ENGINE_SECONDS = 60.0
 LABEL = "managed-agents"
@@ -81,6 +83,7 @@ class DockerBackend:
         uid_base: int = 64000,
         runtime: str | None = None,
         disk_mode: DiskMode = "auto",
+        installs: InstallSettings | None = None,
     ) -> None:
         """`installation` keeps several on one engine apart. `disk_mode` "auto": sized disks as root, else
         volumes.
@@ -89,11 +92,12 @@ class DockerBackend:
         self._data_dir, self._run_dir = data_dir, run_dir
         self._uid_base, self._runtime = uid_base, runtime
         self._sized = disk.supported() if disk_mode == "auto" else disk_mode == "loop"
+        self._installs = installs or InstallSettings()
         self._docker: aiodocker.Docker | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        every: tuple[Capability, ...] = ("isolation", "network", "memory", "pids", "cpus")
+        every: tuple[Capability, ...] = ("isolation", "network", "memory", "pids", "cpus", "packages")
         return frozenset({*every, "disk"} if self._sized else every)
 
     @property
@@ -120,6 +124,17 @@ class DockerBackend:
         return f"ma-{self._installation}-{layout.key(id, generation)}"
 
     # making
+
+    @property
+    def _images(self) -> PackageImages:
+        directory = self._data_dir / "packages"
+        return PackageImages(self._client, installation=self._installation, directory=directory, settings=self._installs)
+
+    async def prepare(self, image: str, packages: Packages) -> str:
+        return await self._images.ready(image, packages) if installs(packages) else image
+
+    async def collect_images(self) -> None:
+        await self._images.collect()
 
     async def provision(self, spec: SandboxSpec) -> RunnerSandbox:
         places = self._places(spec.id, spec.generation)
@@ -330,6 +345,12 @@ class DockerBackend:
     async def _remove_volumes(self, id: str, generation: int) -> None:  # noqa: A002
         if self._sized:
             return
+        # One that made volumes ready when its worker died still holds them.
+        ours = [f"{LABEL}.installation={self._installation}", f"{LABEL}.sandbox={id}", f"{LABEL}.generation={generation}"]
+        async with _engine("remove a container"):
+            filters = json.dumps({"label": [*ours, f"{LABEL}.part=volumes"]})
+            for left in await self._client.containers.list(all=1, filters=filters):
+                await left.delete(force=True)
         for name in (*_MOUNTS, "state"):
             async with _engine("remove a volume"):
                 try:

@@ -4,6 +4,7 @@ What differs between backends is behind `Host`: whether the sandbox lives, stopp
 """
 
 import json
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Protocol, TypeVar
 
@@ -14,7 +15,10 @@ from managed_agents.sandbox.backend import Call, FileEntry, Outcome, Owner, Sand
 from managed_agents.sandbox.client import Exchange, RunnerClient, RunnerLost
 from managed_agents.sandbox.runner import frames
 
+logger = logging.getLogger(__name__)
+
 RECONNECT_SECONDS_MAX = 30.0
+SAVE_SECONDS_MAX = 5.0
 RECONNECT_FIRST_SECONDS = 0.005
 RECONNECT_STEP_SECONDS_MAX = 0.5
 
@@ -109,10 +113,16 @@ class RunnerSandbox:
         await self._request({"op": "ack", "tool_use_id": tool_use_id})
 
     async def put(self, path: str, stream: AsyncIterable[bytes] | bytes, owner: Owner, mode: int = 0o644) -> None:
+        await self._send({"op": "put", "path": path, "owner": owner, "mode": mode}, stream)
+
+    async def restore(self, stream: AsyncIterable[bytes]) -> None:
+        await self._send({"op": "restore"}, stream)
+
+    async def _send(self, header: frames.Header, stream: AsyncIterable[bytes] | bytes) -> None:
         await self.hello()  # a stream can be sent only once: find the dead connection before
         try:
             async with self._client.exchange() as exchange:
-                await exchange.send({"op": "put", "path": path, "owner": owner, "mode": mode, "more": True})
+                await exchange.send({**header, "more": True})
                 async for chunk in _chunks(stream):
                     await exchange.send({"op": "data", "more": True}, chunk)
                 await exchange.send({"op": "data"})
@@ -153,6 +163,12 @@ class RunnerSandbox:
         await self._client.aclose()
 
     async def stop(self) -> None:
+        with anyio.move_on_after(SAVE_SECONDS_MAX):
+            try:
+                await self._request({"op": "save"})
+            except SandboxError as error:
+                # One that is dead, or of an older release, stops without.
+                logger.info("shell of %s not saved: %s", self._id, error)
         await self._client.aclose()
         await self._host.stop()
 

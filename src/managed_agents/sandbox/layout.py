@@ -166,7 +166,7 @@ def runner_config(
     egress_socket: str | None = None,
 ) -> Config:
     """Return the configuration with the paths every backend has in common."""
-    snapshot = ["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"]
+    roots = ["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"]
     return Config(
         socket=socket,
         state=state,
@@ -177,8 +177,14 @@ def runner_config(
         own_pid_namespace=True,
         root_owned=list(ROOT_OWNED),
         quota_bytes=quota_bytes,
-        quota_roots=[*snapshot, *(["/tmp"] if own_tmp else [])],
-        snapshot=snapshot,
+        quota_roots=[*roots, *(["/tmp"] if own_tmp else [])],
+        # What root owns is put there again from where it came.
+        snapshot={
+            "workspace": "/workspace",
+            "home": environment["HOME"],
+            "outputs": "/mnt/session/outputs",
+            "tool_outputs": SPILL,
+        },
         egress_socket=egress_socket,
         proxy_port=None if egress_socket is None else PROXY_PORT,
     )

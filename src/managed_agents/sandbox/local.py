@@ -27,6 +27,8 @@ from managed_agents.sandbox.backend import (
     Capability,
     Known,
     Labelled,
+    Packages,
+    PackagesFailed,
     SandboxError,
     SandboxGone,
     SandboxKey,
@@ -35,6 +37,7 @@ from managed_agents.sandbox.backend import (
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.docker import split_key
 from managed_agents.sandbox.handle import RunnerSandbox
+from managed_agents.sandbox.packages import installs
 
 START_SECONDS = 30.0
 END_SECONDS = 10.0
@@ -97,6 +100,17 @@ class LocalBackend:
     def _handle(self, id: str, generation: int) -> RunnerSandbox:  # noqa: A002
         places = self._places(id, generation)
         return RunnerSandbox(id, generation, RunnerClient(places.socket), _ProcessHost(self, places))
+
+    async def prepare(self, image: str, packages: Packages) -> str:
+        if installs(packages):
+            raise PackagesFailed(
+                "The packages of the environment cannot be installed: this server's `local` sandbox has no image of its own. "
+                "It needs the `docker` backend."
+            )
+        return image
+
+    async def collect_images(self) -> None:
+        """There are none."""
 
     async def provision(self, spec: SandboxSpec) -> RunnerSandbox:
         places = self._places(spec.id, spec.generation)
@@ -187,7 +201,12 @@ class LocalBackend:
                 own_pid_namespace=False,
                 workspace=mapped["/workspace"],
                 spill=f"{mapped['/mnt/session']}/tool_outputs",
-                snapshot=[*mapped.values(), home],
+                snapshot={
+                    "workspace": mapped["/workspace"],
+                    "home": home,
+                    "outputs": f"{mapped['/mnt/session']}/outputs",
+                    "tool_outputs": f"{mapped['/mnt/session']}/tool_outputs",
+                },
             )
             return [*python, layout.BOOT.format(code), config.to_json()]
         # A set-user-id program would otherwise give commands root on this machine.

@@ -118,12 +118,11 @@ async def test_another_workspace_sees_nothing(client: AsyncAnthropic, stranger: 
 LIMITED: dict[str, Any] = {"type": "limited"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("config.type: ", {"config": {"type": "self_hosted"}}),
-    ("config.packages.pip: ", {"config": {"type": "cloud", "packages": {"pip": ["x"]}}}),
     ("scope: ", {"scope": "account"}),
 ]
 
 
-@pytest.mark.requirement("ENV-903", "ENV-904", "ENV-905")
+@pytest.mark.requirement("ENV-903", "ENV-905")
 @pytest.mark.parametrize(("path", "fields"), REFUSED)
 async def test_what_is_not_served_is_refused_by_name(client: AsyncAnthropic, path: str, fields: dict[str, Any]) -> None:
     made = await client.beta.environments.create(name="e")

@@ -67,3 +67,10 @@ def test_packages_are_kept_per_manager() -> None:
         **DEFAULT["packages"], "pip": ["a"], "apt": ["c"],
     }  # fmt: skip
     assert merged({"packages": None}, stored) == stored
+
+
+@pytest.mark.requirement("ENV-059")
+@pytest.mark.parametrize("name", ["", " ", "--index-url=x", "-r", "a\nb", "a\0", "x" * 513])
+def test_a_package_is_not_an_option(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^config\.packages\.pip\.1: "):
+        merged({"packages": {"pip": ["fine>=1, <2", name]}})

@@ -40,6 +40,7 @@ class EnvironmentConfig(TypedDict):
     packages: ResolvedPackages
 
 
+PACKAGE_CHARS_MAX = 512  # assumed
 HOST_CHARS_MAX = 253 + len("*.")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
 
@@ -113,5 +114,15 @@ def _merge_packages(stored: ResolvedPackages, given: Packages | None) -> Resolve
     for manager in MANAGERS:
         sent: list[str] | None = getattr(given, manager, None)
         if sent is not None:
+            for index, name in enumerate(sent):
+                _check_package(name, f"config.packages.{manager}.{index}")
             result[manager] = list(sent)
     return result
+
+
+def _check_package(name: str, path: str) -> None:
+    """A name or a pin, for the tool to judge; never one of its options."""
+    if not name.strip() or name.startswith("-") or not name.isprintable():
+        raise InvalidRequest(f"{path}: Input should be a package in its manager's own syntax")
+    if len(name) > PACKAGE_CHARS_MAX:
+        raise InvalidRequest(f"{path}: at most {PACKAGE_CHARS_MAX} characters are allowed")

@@ -1,7 +1,6 @@
 """What of an environment this server does not serve yet; the only place for such refusals."""
 
 from managed_agents.core.errors import InvalidRequest
-from managed_agents.resources.environments.config import MANAGERS
 from managed_agents.resources.environments.schemas import Config, SelfHostedConfig
 
 
@@ -11,6 +10,3 @@ def refuse_unserved(config: Config | None) -> None:
         return
     if isinstance(config, SelfHostedConfig):
         raise InvalidRequest('config.type: "self_hosted" is not served yet by this server')
-    for manager in MANAGERS:
-        if config.packages is not None and getattr(config.packages, manager):
-            raise InvalidRequest(f"config.packages.{manager}: packages are not served yet by this server")

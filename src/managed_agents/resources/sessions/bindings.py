@@ -1,19 +1,33 @@
-"""Rows that bind sandboxes to sessions, and the resources to put into them."""
+"""Rows that bind sandboxes to sessions, and the resources to put into them.
+
+States: `provisioning` (never got a call), `live`, `stopping` (the collector has claimed the right to stop it; whoever wants it
+waits), `stopped` (nothing runs, the disk is kept), `destroyed` (what there is of it may go). Race: a session is claimed while
+its sandbox is being stopped. The stop is claimed by a statement that fails once anybody used the sandbox, and using it is a
+statement that fails while it is being stopped.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from sqlalchemy import text
 
-from managed_agents.core import ids
+from managed_agents.core import ids, limits
 from managed_agents.db.engine import Tx
+from managed_agents.resources.sessions import snapshots
+
+RESTORED = (
+    "[The sandbox was lost and replaced. Files in /workspace, the home directory and /mnt/session/outputs, and the shell, are as "
+    "of {}. What changed later, /tmp and running processes are gone.]"
+)
+FRESH = "[The sandbox was lost and replaced by a fresh one. Files that were in it and running processes are gone.]"
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A sandbox of a session. `state` is provisioning or live; `mounts` is path → SHA-256 of the files put into it."""
+    """A sandbox of a session. `mounts` is path → SHA-256 of the files put into it, `note` what the model is to be told."""
 
     sandbox_id: str
     session_id: str
@@ -22,6 +36,8 @@ class Binding:
     state: str
     mounts: Mapping[str, str]
     networking: Mapping[str, Any]
+    note: str | None
+    last_used_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +49,46 @@ class Upload:
     size: int
 
 
-_COLUMNS = "id, session_id, generation, host, state, mounts, networking"
+_COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at"
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
+# A session keeps the environment it began with: packages are those of the sandbox before, when there was one.
+_PACKAGES = """
+    SELECT coalesce(
+        (SELECT b.packages FROM sandboxes b WHERE b.session_id = s.id ORDER BY b.generation DESC LIMIT 1),
+        (SELECT e.config->'packages' FROM environments e WHERE e.id = s.environment_id)) AS packages
+    FROM sessions s WHERE s.id = :session_id
+"""
+_READ_PACKAGES = text(_PACKAGES)
 _BIND = text(f"""
-    INSERT INTO sandboxes (id, session_id, generation, host, state, networking)
-    SELECT :id, s.id, coalesce((SELECT max(generation) FROM sandboxes WHERE session_id = s.id), 0) + 1, :host,
-        'provisioning', (SELECT e.config -> 'networking' FROM environments e WHERE e.id = s.environment_id)
+    INSERT INTO sandboxes (id, session_id, generation, host, state, networking, packages, note, since)
+    SELECT :id, s.id, coalesce((SELECT max(generation) FROM sandboxes WHERE session_id = s.id), 0) + 1, :host, 'provisioning',
+        (SELECT e.config -> 'networking' FROM environments e WHERE e.id = s.environment_id),
+        ({_PACKAGES}), CAST(:note AS text),
+        coalesce((SELECT n.since FROM sandbox_snapshots n WHERE n.session_id = s.id
+                  AND n.since > clock_timestamp() - make_interval(secs => :kept)), clock_timestamp())
     FROM sessions s WHERE s.id = :session_id AND s.epoch = :epoch AND s.deleted_at IS NULL
     RETURNING {_COLUMNS}
 """)
+# What calls of earlier sandboxes may have done, and what of it the model was not told yet.
+_BEFORE = text("""
+    SELECT max(used_at) AS used_at,
+        (SELECT note FROM sandboxes WHERE session_id = :session_id ORDER BY generation DESC LIMIT 1) AS note
+    FROM sandboxes WHERE session_id = :session_id
+""")
 _SET_MOUNTS = text("UPDATE sandboxes SET mounts = CAST(:mounts AS jsonb) WHERE id = :id")
-_SET_STATE = text("UPDATE sandboxes SET state = :state, last_used_at = clock_timestamp() WHERE id = :id")
-_TOUCH = text("UPDATE sandboxes SET last_used_at = clock_timestamp() WHERE id = :id")
+_DESTROYED = text("UPDATE sandboxes SET state = 'destroyed' WHERE id = :id")
+_LIVE = text(
+    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), used_at = clock_timestamp() "
+    "WHERE id = :id AND state = 'provisioning'"
+)
+_TAKE = text(
+    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), used_at = clock_timestamp() "
+    "WHERE id = :id AND (state IN ('live', 'stopped') OR state = 'stopping' AND :force)"
+)
+_TOUCH = text("UPDATE sandboxes SET last_used_at = clock_timestamp(), used_at = clock_timestamp() WHERE id = :id")
+_TOLD = text("UPDATE sandboxes SET note = NULL WHERE id = :id")
 _UPLOADS = text(
     "SELECT r.sandbox_path, f.sha256, f.size_bytes FROM session_resources r JOIN files f ON f.id = r.file_id "
     "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.created_at, r.id"
@@ -54,18 +96,28 @@ _UPLOADS = text(
 _OUTPUTS = text("SELECT output_path, sha256 FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
-    WHERE host = :host AND state = 'live' AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
+    WHERE host = :host AND state IN ('live', 'stopping') AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
       -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
     ORDER BY last_used_at LIMIT 50
 """)
-_DOOMED = text(f"""
-    SELECT {_COLUMNS} FROM sandboxes b
+_STOPPING = text("""
+    UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state IN ('live', 'stopping') AND last_used_at = :seen
+      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
+""")
+_STOPPED = text("UPDATE sandboxes SET state = 'stopped' WHERE id = :id AND state = 'stopping'")
+_DOOM = text("""
+    UPDATE sandboxes b SET state = 'destroyed'
     WHERE host = :host AND state <> 'destroyed'
       AND (NOT EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.deleted_at IS NULL
                        AND s.archived_at IS NULL)
-           OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation))
-    ORDER BY created_at LIMIT 50
+           OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
+           OR b.since <= clock_timestamp() - make_interval(secs => :kept)
+              AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
+           -- Everything in it is in its snapshot: nobody ran anything in it since.
+           OR b.state = 'stopped' AND b.last_used_at < clock_timestamp() - make_interval(secs => :parked)
+              AND EXISTS (SELECT 1 FROM sandbox_snapshots n WHERE n.session_id = b.session_id
+                          AND n.generation = b.generation AND n.taken_at >= b.used_at))
 """)
 _WORKERS = text("SELECT count(*) FROM workers WHERE host = :host")
 _KNOWN = text("SELECT id, generation FROM sandboxes WHERE host = :host AND state <> 'destroyed'")
@@ -79,14 +131,43 @@ async def current(tx: Tx, session_id: str) -> Binding | None:
 
 async def bind(tx: Tx, session_id: str, *, epoch: int, host: str) -> Binding | None:
     """Bind a new sandbox of the next generation, as `provisioning`. None when `epoch` is no longer the session's."""
-    values = {"id": ids.new_id(ids.SANDBOX), "session_id": session_id, "epoch": epoch, "host": host}
-    row = (await tx.execute(_BIND, values)).one_or_none()
+    before = (await tx.execute(_BEFORE, {"session_id": session_id})).one()
+    note: str | None = before.note
+    if before.used_at is not None:
+        snapshot = await snapshots.latest(tx, session_id)
+        if snapshot is None:
+            note = FRESH
+        elif snapshot.taken_at < before.used_at:
+            note = RESTORED.format(f"{snapshot.taken_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
+    values = {"id": ids.new_id(ids.SANDBOX), "session_id": session_id, "epoch": epoch, "host": host, "note": note}
+    row = (await tx.execute(_BIND, {**values, "kept": limits.SANDBOX_STATE_SECONDS})).one_or_none()
     return None if row is None else Binding(*row)
 
 
-async def set_state(tx: Tx, sandbox_id: str, state: str) -> None:
-    """Record that the sandbox is `live` or `destroyed`."""
-    await tx.execute(_SET_STATE, {"id": sandbox_id, "state": state})
+async def packages(tx: Tx, session_id: str) -> Mapping[str, Sequence[str]]:
+    """What the session's sandboxes have installed, by manager."""
+    found: Mapping[str, Any] = (await tx.execute(_READ_PACKAGES, {"session_id": session_id})).scalar_one_or_none() or {}
+    return {manager: names for manager, names in found.items() if isinstance(names, list) and names}
+
+
+async def set_live(tx: Tx, sandbox_id: str) -> None:
+    """Record that a provisioned sandbox takes calls."""
+    await tx.execute(_LIVE, {"id": sandbox_id})
+
+
+async def set_destroyed(tx: Tx, sandbox_id: str) -> None:
+    """Record that nobody needs the sandbox: the collector of its host destroys what there is of it."""
+    await tx.execute(_DESTROYED, {"id": sandbox_id})
+
+
+async def take(tx: Tx, sandbox_id: str, *, force: bool) -> bool:
+    """Make a sandbox `live` for its session's owner; False while it is being stopped, unless `force`."""
+    return (await tx.execute(_TAKE, {"id": sandbox_id, "force": force})).rowcount == 1
+
+
+async def told(tx: Tx, sandbox_id: str) -> None:
+    """Record that the model knows what it had to be told of the sandbox."""
+    await tx.execute(_TOLD, {"id": sandbox_id})
 
 
 async def set_mounts(tx: Tx, sandbox_id: str, mounts: Mapping[str, str]) -> None:
@@ -114,9 +195,21 @@ async def unused(tx: Tx, *, host: str, idle_seconds: float) -> list[Binding]:
     return [Binding(*row) for row in await tx.execute(_UNUSED, {"host": host, "idle": idle_seconds})]
 
 
-async def doomed(tx: Tx, *, host: str) -> list[Binding]:
-    """Sandboxes of this host to be destroyed: session gone or archived, or a newer generation exists."""
-    return [Binding(*row) for row in await tx.execute(_DOOMED, {"host": host})]
+async def begin_stop(tx: Tx, binding: Binding) -> bool:
+    """Claim the right to stop a sandbox; False when it was used since `binding` was read, or its session has an owner."""
+    return (await tx.execute(_STOPPING, {"id": binding.sandbox_id, "seen": binding.last_used_at})).rowcount == 1
+
+
+async def set_stopped(tx: Tx, sandbox_id: str) -> None:
+    """Record that a sandbox that was `stopping` has stopped."""
+    await tx.execute(_STOPPED, {"id": sandbox_id})
+
+
+async def doom(tx: Tx, *, host: str, parked_seconds: float) -> None:
+    """Mark as destroyed the sandboxes of this host whose session is gone or archived, whose state is too old, that a newer
+    generation replaced, and that have been stopped for `parked_seconds` and are in a snapshot.
+    """
+    await tx.execute(_DOOM, {"host": host, "parked": parked_seconds, "kept": limits.SANDBOX_STATE_SECONDS})
 
 
 async def known(tx: Tx, *, host: str) -> set[tuple[str, int]]:

@@ -47,7 +47,16 @@ class SandboxRow(Base):
     # The environment's networking when the sandbox was bound: later changes of the environment do not reach it.
     networking: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text('\'{"type": "unrestricted"}\''))
     egress_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    state: Mapped[str] = mapped_column(Text)  # provisioning | live | destroyed
+    # provisioning | live | stopping | stopped | destroyed
+    state: Mapped[str] = mapped_column(Text)
+    # The environment's packages as of the session's first sandbox: later ones are made alike.
+    packages: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # What the model is to be told of this sandbox, with the first outcome; null once that is in the log.
+    note: Mapped[str | None] = mapped_column(Text)
+    # When calls may last have run in it; null while it never was live.
+    used_at: Mapped[datetime | None] = mapped_column(INSTANT)
+    # When the state that it holds began: its own creation, or that of the sandbox whose snapshot was restored into it.
+    since: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     created_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     last_used_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
 
@@ -76,6 +85,19 @@ class EgressRow(Base):
     seconds: Mapped[float] = mapped_column(Double)
 
     __table_args__ = (Index("ix_egress_log_session_id_id", "session_id", "id"),)
+
+
+class SandboxSnapshotRow(Base):
+    """The newest snapshot of a session's sandbox: where a sandbox made after a loss begins."""
+
+    __tablename__ = "sandbox_snapshots"
+
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    generation: Mapped[int] = mapped_column(Integer)
+    sha256: Mapped[str] = mapped_column(Text, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    since: Mapped[datetime] = mapped_column(INSTANT)
+    taken_at: Mapped[datetime] = mapped_column(INSTANT)  # when it was begun
 
 
 RESOURCES = cast(Table, SessionResourceRow.__table__)

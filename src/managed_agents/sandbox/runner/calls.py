@@ -62,6 +62,7 @@ class Calls:
         self.quota = Quota(config, self.children)
         self._shell = Shell(config)
         self._bash_turn = asyncio.Lock()
+        self._saving: asyncio.Future[None] | None = None
         self._calls: dict[str, Call] = {}
         self._acknowledged: OrderedDict[str, None] = OrderedDict()
         for tool_use_id in self.journal.load():
@@ -150,7 +151,7 @@ class Calls:
         command, restart = arguments.get("command"), arguments.get("restart")
         timeout_ms = arguments.get("timeout_ms") or 0
         if restart:
-            await self._shell.close()
+            await self._shell.restart()
             if not command:
                 return _text("bash session restarted", False)
         if not isinstance(command, str) or not command:
@@ -242,8 +243,22 @@ class Calls:
             finally:
                 answer.cancel()
 
+    async def save_shell(self) -> None:
+        """Have the shell write down its state. While a command runs in it, what was written before must do.
+
+        Who asked may go away: cutting the shell off in the midst would kill it.
+        """
+        if not self._bash_turn.locked():
+            self._saving = asyncio.ensure_future(self._save_shell())
+            await asyncio.shield(self._saving)
+
+    async def _save_shell(self) -> None:
+        async with self._bash_turn:
+            await self._shell.save()
+
     async def close(self) -> None:
         """Kill what runs."""
+        await self.save_shell()
         tasks = [call.task for call in self._calls.values() if call.task is not None and not call.done.is_set()]
         for task in tasks:
             task.cancel()

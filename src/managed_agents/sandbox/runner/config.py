@@ -24,8 +24,8 @@ class Config:
     """Whether `kill(-1)` reaches this sandbox's processes only."""
     root_owned: list[str] = field(default_factory=list[str])
     """Directories into which files owned by uid 0 may be put. Commands cannot change them."""
-    snapshot: list[str] = field(default_factory=list[str])
-    """Directories that make up a snapshot."""
+    snapshot: dict[str, str] = field(default_factory=dict[str, str])
+    """Directories that make up a snapshot, by their names in it. All are the commands' own."""
     quota_bytes: int | None = None
     """What `quota_roots` may take, where the host could not size their disk."""
     quota_roots: list[str] = field(default_factory=list[str])

@@ -168,7 +168,9 @@ class Runner:
             "ack": self._ack,
             "put": self._put,
             "get": self._get,
-            "snapshot": self._get,
+            "save": self._save,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
             "stat": self._stat,
             "remove": self._remove,
         }
@@ -233,7 +235,23 @@ class Runner:
         if header.get("owner") == "root":
             await self._put_as_root(stream, path, mode)
             return
-        request = {"op": "put", "path": path, "mode": mode, "seconds": TRANSFER_SECONDS_MAX}
+        await self._pass_on(stream, {"op": "put", "path": path, "mode": mode, "seconds": TRANSFER_SECONDS_MAX})
+
+    async def _restore(self, stream: Stream, header: frames.Header) -> None:
+        del header
+        await self._pass_on(stream, {"op": "restore", "seconds": TRANSFER_SECONDS_MAX})
+
+    async def _save(self, stream: Stream, header: frames.Header) -> None:
+        del header
+        await self.calls.save_shell()
+        await stream.send({"op": "ok"})
+
+    async def _snapshot(self, stream: Stream, header: frames.Header) -> None:
+        await self.calls.save_shell()
+        await self._get(stream, header)
+
+    async def _pass_on(self, stream: Stream, request: frames.Header) -> None:
+        """Have a child with the commands' uid take the frames that follow."""
         async with self.calls.children.open(request) as channel:
             more = True
             while more:

@@ -18,12 +18,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from . import shell_state
 from .config import Config
 
 _DRIVER = r"""
 echo 500 2>/dev/null >/proc/self/oom_score_adj
 cd -- "$1" || cd /
+__load=$2
 set --
+builtin eval "$__load"
+builtin unset __load
 while IFS= builtin read -r -d '' -u "$__commands" __command; do
   builtin printf B >&"$__status"
   builtin eval 'builtin eval "$__command"' \
@@ -34,6 +38,7 @@ done
 BASH = "/bin/bash" if os.path.exists("/bin/bash") else "bash"
 READ_BYTES = 64 * 1024
 END_SECONDS = 5.0
+SAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Shell:
         self._reading = False
         self._late = bytearray()
         self._begun = False
+        self._first = True
 
     @property
     def running(self) -> bool:
@@ -84,6 +90,7 @@ class Shell:
                 f"{numbers}\n{_DRIVER}",
                 "bash",
                 self._config.workspace,
+                shell_state.loading(self._config) if self._first else shell_state.forgetting(self._config),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=output_write,
@@ -102,6 +109,7 @@ class Shell:
         finally:
             for fd in theirs:
                 os.close(fd)
+        self._first = False
         for fd in (self._commands, self._status, self._output):
             os.set_blocking(fd, False)
         self._late.clear()
@@ -156,6 +164,14 @@ class Shell:
             await self.start()
             ended = await self._run(command, seconds, sink)
         return ended
+
+    async def save(self) -> None:
+        """Have the shell write down its state, when there is one."""
+        if not self.running:
+            return
+        said = bytearray()
+        await self._run(shell_state.saving(self._config), SAVE_SECONDS, said.extend)
+        self._late += said[:READ_BYTES]  # of background processes: the next call shows it
 
     async def _run(self, command: str, seconds: float, sink: Callable[[bytes], None]) -> Ended:
         if self._late:
@@ -239,6 +255,11 @@ class Shell:
             return os.read(self._status, 64).startswith(b"B")
         except BlockingIOError:
             return False  # someone else still holds the other end
+
+    async def restart(self) -> None:
+        """Kill the shell; the next one begins with nothing of it."""
+        self._first = False
+        await self.close()
 
     async def close(self) -> None:
         """Kill the shell with its process group and forget it."""

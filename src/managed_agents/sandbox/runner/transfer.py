@@ -1,20 +1,17 @@
-"""Bytes in and out: put, get, listing and the tar of a snapshot.
+"""Bytes in and out: put, get and listing.
 
 Everything here but `root_sink` runs in a child with the commands' uid, because the paths are the model's.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import socket
-import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, cast
 
-from . import frames
+from . import archive, frames
 from .config import Config
 from .filetools import open_regular
 from .quota import usage
@@ -180,42 +177,6 @@ def listing(sock: socket.socket, header: frames.Header, config: Config) -> None:
     frames.send_message(sock, {"op": "listing"}, json.dumps(entries).encode())
 
 
-class _FrameWriter:
-    """File object that sends what is written as data frames."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def write(self, data: bytes) -> int:
-        for offset in range(0, len(data), frames.CHUNK_BYTES):
-            chunk = data[offset : offset + frames.CHUNK_BYTES]
-            self._sock.sendall(frames.encode({"op": "data", "more": True}, chunk))
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-def snapshot(sock: socket.socket, header: frames.Header, config: Config) -> None:
-    """Send a compressed tar of the session's directories, as far as the commands' uid may read them."""
-    del header
-    sock.sendall(frames.encode({"op": "file", "more": True}))
-    writer = cast("IO[bytes]", _FrameWriter(sock))
-    with (
-        gzip.GzipFile(fileobj=writer, mode="wb", compresslevel=1) as compressed,
-        tarfile.open(fileobj=compressed, mode="w|") as archive,
-    ):
-        for top in config.snapshot:
-            for directory, names, files in os.walk(top):
-                for name in [*names, *files]:
-                    path = os.path.join(directory, name)
-                    try:
-                        archive.add(path, arcname=path.lstrip("/"), recursive=False)
-                    except OSError:
-                        continue  # sockets, files deleted meanwhile, files closed to the commands' uid
-    sock.sendall(frames.encode({"op": "data"}))
-
-
 def measure(sock: socket.socket, header: frames.Header, config: Config) -> None:
     """Send what the session's directories take."""
     del header
@@ -228,7 +189,8 @@ OPERATIONS: dict[str, Callable[[socket.socket, frames.Header, Config], None]] = 
     "append": append,
     "get": get,
     "listing": listing,
-    "snapshot": snapshot,
+    "snapshot": archive.snapshot,
+    "restore": archive.restore,
     "usage": measure,
 }
 

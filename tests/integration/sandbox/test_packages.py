@@ -1,0 +1,210 @@
+"""Images with packages: installed once per content, from an index that this test serves; a failure says what the tool said."""
+
+import functools
+import http.server
+import io
+import shutil
+import subprocess
+import tempfile
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from managed_agents.sandbox.backend import PackagesFailed
+from managed_agents.sandbox.docker import DockerBackend
+from managed_agents.sandbox.local import LocalBackend
+from managed_agents.sandbox.packages import REPOSITORY, InstallSettings, PackageImages, script
+from tests.integration.sandbox.contract import IMAGE, Bench, new_call, text
+from tests.support.sandboxes import nothing_known
+
+pytestmark = [pytest.mark.anyio, pytest.mark.docker]
+SECONDS = 120
+
+
+def wheel(name: str, version: str) -> bytes:
+    """A wheel of one module that knows its version, and a command."""
+    made = io.BytesIO()
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"VERSION = {version!r}\ndef main():\n    print({name!r}, VERSION)\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(made, "w") as archive:
+        for path, content in [*files.items(), (f"{info}/RECORD", record)]:
+            archive.writestr(path, content)
+    return made.getvalue()
+
+
+class Index(http.server.SimpleHTTPRequestHandler):
+    """Serves a directory in the layout of a package index, and counts."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Silent."""
+
+
+@pytest.fixture(scope="module")
+def index() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        for name, version in (("madetool", "1.0"), ("madetool", "2.0")):
+            place = Path(directory) / "simple" / name
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{name}-{version}-py3-none-any.whl").write_bytes(wheel(name, version))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Index, directory=directory))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/simple/"
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module", params=["docker"])
+async def made(request: pytest.FixtureRequest, index: str) -> AsyncIterator[Bench]:
+    """A bench whose backends install from our index."""
+    directory = Path(tempfile.mkdtemp(prefix="ma", dir="/tmp"))
+    directory.chmod(0o755)
+    yield Bench(request.param, directory, directory.name)
+    backend = installer(directory, index)
+    await backend.collect_orphans(nothing_known)
+    images = images_of(backend)
+    removed = await images.collect(kept_seconds=-1)
+    assert removed
+    assert left(directory.name) == {"containers": [], "images": []}
+    assert await images.collect(kept_seconds=-1) == []
+    await backend.aclose()
+    shutil.rmtree(directory)
+
+
+def installer(directory: Path, index: str, **settings: object) -> DockerBackend:
+    values = {"environment": {"PIP_INDEX_URL": index, "PIP_FIND_LINKS": ""}, "network": "host", "seconds_max": 100.0, **settings}
+    return DockerBackend(
+        installation=directory.name,
+        data_dir=directory / "data",
+        run_dir=directory / "run",
+        installs=InstallSettings(**values),  # type: ignore[arg-type]
+    )
+
+
+def images_of(backend: DockerBackend) -> PackageImages:
+    return backend._images
+
+
+def left(installation: str) -> dict[str, list[str]]:
+    """Containers and images with packages of this installation."""
+    label = f"label=managed-agents.installation={installation}"
+    found = {"containers": ["docker", "ps", "-aq", "--filter", label], "images": ["docker", "images", "-q", "--filter", label]}
+    return {
+        name: subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        for name, command in found.items()
+    }
+
+
+@pytest.mark.requirement("ENV-054")
+async def test_packages_are_installed_once_and_shared(made: Bench, index: str) -> None:
+    backend, another = installer(made.directory, index), installer(made.directory, index)
+    wanted = {"pip": ["madetool==1.0"]}
+    names: list[str] = []
+
+    async def prepare(worker: DockerBackend) -> None:
+        names.append(await worker.prepare(IMAGE, wanted))
+
+    Index.asked.clear()
+    with anyio.fail_after(SECONDS):
+        async with anyio.create_task_group() as group:  # two workers of a host at once
+            group.start_soon(prepare, backend)
+            group.start_soon(prepare, another)
+        assert names[0] == names[1] != IMAGE
+        assert len([path for path in Index.asked if path.endswith(".whl")]) == 1
+        assert await backend.prepare(IMAGE, {**wanted, "apt": []}) == names[0]
+        assert await backend.prepare(IMAGE, {"apt": []}) == IMAGE
+        sandbox = await backend.provision(replace(made.spec(), image=names[0]))
+        shown = text(await sandbox.execute(new_call("bash", command="madetool; env | grep PIP_INDEX; cat /etc/hostname")))
+        assert shown.startswith("madetool 1.0\n")
+        assert index not in shown
+        # In use by a sandbox, an old image stays.
+        assert await images_of(backend).collect(kept_seconds=-1) == []
+        await sandbox.destroy()
+    assert len(left(made.installation)["images"]) == 1
+    await backend.aclose()
+    await another.aclose()
+
+
+@pytest.mark.requirement("ENV-055")
+async def test_a_failing_package_says_what_its_tool_said_and_is_tried_again(made: Bench, index: str) -> None:
+    backend = installer(made.directory, index)
+    with anyio.fail_after(SECONDS):
+        for _ in range(2):
+            Index.asked.clear()
+            with pytest.raises(PackagesFailed) as failed:
+                await backend.prepare(IMAGE, {"pip": ["madetool==3.0"]})
+            assert "pip failed with status 1. It said:\n" in str(failed.value)
+            assert "No matching distribution found for madetool==3.0" in str(failed.value)
+            assert Index.asked
+        with pytest.raises(PackagesFailed, match=r"cargo failed with status 127\. It said:\ncargo is not in the sandbox image"):
+            await backend.prepare(IMAGE, {"cargo": ["hyperfine"], "pip": ["madetool"]})
+        slow = installer(made.directory, index, seconds_max=0.5)
+        with pytest.raises(PackagesFailed, match=r"took more than 0 s|took more than 1 s"):
+            await slow.prepare(IMAGE, {"pip": ["madetool==2.0"]})
+        await slow.aclose()
+    assert left(made.installation)["containers"] == []
+    await backend.aclose()
+
+
+async def test_an_install_whose_worker_died_is_done_again_or_collected(made: Bench, index: str) -> None:
+    """What a kill leaves is a container that nobody waits for; the lock went with the process."""
+    backend = installer(made.directory, index)
+    images = images_of(backend)
+
+    async def broken_off() -> None:
+        name = f"ma-{made.installation}-packages-{key}"
+        command = ["docker", "run", "-d", "--name", name, "--label", f"managed-agents.installation={made.installation}"]
+        await anyio.run_process([*command, "--label", "managed-agents.part=packages", IMAGE, "sleep", "600"])
+
+    with anyio.fail_after(SECONDS):
+        wanted = {"pip": ["madetool==2.0"]}
+        key = (await backend.prepare(IMAGE, wanted)).partition(":")[2]
+        await anyio.run_process(["docker", "image", "rm", f"{REPOSITORY}:{key}"])
+        await broken_off()
+        await backend.prepare(IMAGE, wanted)
+        assert left(made.installation)["containers"] == []
+        await broken_off()
+        await images.collect()
+        assert left(made.installation)["containers"] == []
+        # One that is cancelled leaves nothing either.
+        with anyio.move_on_after(0.5):
+            await backend.prepare(IMAGE, {"pip": ["madetool", "json"]})
+    assert left(made.installation)["containers"] == []
+    await backend.aclose()
+
+
+async def test_the_local_backend_refuses_packages(tmp_path: Path) -> None:
+    backend = LocalBackend(data_dir=tmp_path, run_dir=tmp_path)
+    assert await backend.prepare("", {"pip": []}) == ""
+    with pytest.raises(PackagesFailed, match="needs the `docker` backend"):
+        await backend.prepare("", {"pip": ["x"]})
+    assert "packages" not in backend.capabilities
+
+
+def test_tools_are_run_in_their_order_and_names_are_quoted() -> None:
+    made = script(
+        {"pip": ["a b; touch /x"], "apt": ["jq"], "npm": ["express@4"], "gem": ["rails:7"], "go": ["x@latest"], "cargo": ["y"]}
+    )
+    places = [made.index(f"managed-agents installs: {name}") for name in ("apt", "cargo", "gem", "go", "npm", "pip")]
+    assert places == sorted(places)
+    assert "'a b; touch /x'" in made
+    done = subprocess.run(["/bin/sh", "-n", "-c", made], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
