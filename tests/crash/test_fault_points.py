@@ -16,6 +16,7 @@ pytestmark = pytest.mark.anyio
 API = {"append.before_write": False, "append.before_commit": False, "hints.before": True}
 
 
+@pytest.mark.requirement("SES-082")
 @pytest.mark.parametrize("point", API)
 async def test_a_message_is_accepted_once_though_the_api_dies_before_it_answers(
     cluster: Cluster, client: AsyncAnthropic, undisturbed: Undisturbed, finished: Finished, point: str
