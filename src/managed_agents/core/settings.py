@@ -57,7 +57,10 @@ class Settings(BaseSettings):
     host_name: str | None = Field(
         None, min_length=1, description="This host's name, unique among those that share the database; the machine's when unset."
     )
-    packages_network: str = Field("bridge", description="Engine network in which packages of environments are installed.")
+    packages_network: str = Field(
+        "none",
+        description="Engine network in which packages of environments are installed: what they install may run anything there.",
+    )
     packages_environment: str = Field(
         "", description="Environment of those installs, `NAME=value` separated by spaces: index URLs, proxies."
     )

@@ -76,7 +76,7 @@ fi
 class InstallSettings:
     """What operators say of installs."""
 
-    network: str = "bridge"
+    network: str = "none"
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """Index URLs, proxies. Not kept in the image."""
     extra_ca: Path | None = None
@@ -109,8 +109,8 @@ MARK = "managed-agents installs: "
 class _Said:
     """The last lines that each tool said."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, key: str, *, offline: bool) -> None:
+        self._key, self._offline = key, offline
         self.manager = "packages"
         self.lines: deque[str] = deque(maxlen=LINES_TOLD)
         self._rest = ""
@@ -133,7 +133,10 @@ class _Said:
         if self._rest:
             self.feed("\n")
         last = "\n".join(self.lines)
-        return PackagesFailed(f"The packages of the environment could not be installed: {self.manager} {why}. It said:\n{last}")
+        hint = " Installs have no network here: the operator sets MANAGED_AGENTS_PACKAGES_NETWORK." if self._offline else ""
+        return PackagesFailed(
+            f"The packages of the environment could not be installed: {self.manager} {why}.{hint} It said:\n{last}"
+        )
 
 
 class PackageImages:
@@ -192,7 +195,7 @@ class PackageImages:
         return f"ma-{self._installation}-packages-{key}"
 
     async def _install(self, base: str, name: str, key: str, packages: Packages) -> None:
-        said = _Said(key)
+        said = _Said(key, offline=self._settings.network == "none")
         await self._remove_container(key)
         begun = time.monotonic()
         logger.info("packages %s: installing %s", key, {manager: list(names) for manager, names in packages.items()})

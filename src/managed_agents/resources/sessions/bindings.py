@@ -9,7 +9,7 @@ statement that fails while it is being stopped.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from sqlalchemy import text
@@ -147,7 +147,7 @@ async def bind(tx: Tx, session_id: str, *, epoch: int, host: str) -> Binding | N
 async def packages(tx: Tx, session_id: str) -> Mapping[str, Sequence[str]]:
     """What the session's sandboxes have installed, by manager."""
     found: Mapping[str, Any] = (await tx.execute(_READ_PACKAGES, {"session_id": session_id})).scalar_one_or_none() or {}
-    return {manager: names for manager, names in found.items() if isinstance(names, list) and names}
+    return {manager: cast(list[str], names) for manager, names in found.items() if isinstance(names, list) and names}
 
 
 async def set_live(tx: Tx, sandbox_id: str) -> None:
