@@ -206,6 +206,7 @@ async def test_without_a_network_chosen_by_the_operator_the_error_says_so(made: 
     with anyio.fail_after(SECONDS), pytest.raises(PackagesFailed, match="the operator sets MANAGED_AGENTS_PACKAGES_NETWORK"):
         await backend.prepare(IMAGE, {"pip": ["madetool"]})
     assert not Index.asked
+    await backend.aclose()
 
 
 async def test_the_local_backend_refuses_packages(tmp_path: Path) -> None:
