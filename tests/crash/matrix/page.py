@@ -35,7 +35,7 @@ What has to hold in every one of these {cases:,} cases:
 - the folded columns are the fold of the log, `seq` has no gaps, nothing waits and nobody owns the session;
 - the command that counts its runs has run exactly once, the denied one never.
 
-`make test` runs every exception once for each scenario and point, and a `kill -9` once for each point; `make test-full` all
+`make test` runs each point once as an exception and once as a `kill -9`, in a scenario of its choice; `make test-full` all
 of it.
 """
 
