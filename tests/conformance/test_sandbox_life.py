@@ -68,9 +68,14 @@ async def unowned(server: Stack, session: Any) -> None:
 
 
 async def park(server: Stack, session: Any, **options: float) -> None:
-    """Stop the sandboxes of sessions at rest."""
+    """Stop the sandboxes of sessions at rest. One look stops fifty, and other tests have left theirs."""
     await unowned(server, session)
-    await collector(server, **options).look()
+
+    async def parked() -> bool:
+        await collector(server, **options).look()
+        return all(row.state != "live" for row in await rows(server, session))
+
+    await until(parked, seconds=90)
 
 
 @pytest.mark.requirement("ENV-037")
