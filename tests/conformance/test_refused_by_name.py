@@ -41,8 +41,8 @@ CENTS = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
         ),
         pytest.param(
             ENVIRONMENTS,
-            {"config": {"type": "cloud", "networking": {"type": "limited"}}},
-            "config.networking.type",
+            {"config": {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["example.com"]}}},
+            "config.networking.allowed_hosts",
             marks=pytest.mark.requirement("ENV-902"),
         ),
         pytest.param(

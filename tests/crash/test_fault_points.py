@@ -47,6 +47,9 @@ CHOSEN = {
 }
 
 
+ELSEWHERE = {"idempotency.committed"}  # test_idempotency
+
+
 def cases() -> list[object]:
     return [
         pytest.param(point, nth, id=f"{point}-{nth}", marks=[] if (point, nth) in CHOSEN else pytest.mark.full)
@@ -59,7 +62,7 @@ def test_every_registered_fault_point_is_reached_here() -> None:
     for module in pkgutil.walk_packages(managed_agents.__path__, "managed_agents."):
         if not module.name.endswith((".runner.main", ".zygote")):
             importlib.import_module(module.name)
-    assert set(faults.REGISTERED) == set(WORKER) | set(API) | test_waiting.POINTS
+    assert set(faults.REGISTERED) == set(WORKER) | set(API) | test_waiting.POINTS | ELSEWHERE
 
 
 @pytest.mark.requirement("SES-080")

@@ -34,12 +34,12 @@ def _unexpected(answer: Answer, expected: int | None) -> list[int]:
 
 
 def test_what_the_examples_left_in_the_logs_is_documented(server: Running) -> None:
-    client = Anthropic(base_url=server.base_url, api_key=server.api_key)
     page = EVENTS_PAGE.read_text()
-    seen = {
-        event.type
-        for session in client.beta.sessions.list(include_archived=True)
-        for event in client.beta.sessions.events.list(session.id)
-    }
+    with Anthropic(base_url=server.base_url, api_key=server.api_key) as client:
+        seen = {
+            event.type
+            for session in client.beta.sessions.list(include_archived=True)
+            for event in client.beta.sessions.events.list(session.id)
+        }
     assert {"agent.message", "agent.tool_result", "session.status_idle"} <= seen, "the examples ran before"
     assert [kind for kind in sorted(seen) if f"`{kind}`" not in page] == []
