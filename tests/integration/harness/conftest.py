@@ -10,7 +10,7 @@ from tests.integration.harness.tiny import TinyHarness
 from tests.support.meddling import Meddler
 from tests.support.stack import Stack, Variant, stack
 
-CONTEXT_TOKENS = 12_000
+CONTEXT_TOKENS = 16_000
 STALL_SECONDS = 2.0  # generous: the machine may be loaded
 
 

@@ -18,7 +18,7 @@ from tests.support.stack import TOOLSET, Stack, Watch
 pytestmark = pytest.mark.anyio
 
 COMPACTED = "agent.thread_context_compacted"
-LONG = "All work and no play makes Jack a dull boy. " * 200  # 2,200 tokens of the scripted model's
+LONG = "All work and no play makes Jack a dull boy. " * 270  # 3,000 tokens of the scripted model's
 BRIEFLY = "<conversation>"
 
 

@@ -40,7 +40,9 @@ class TinyHarness:
     def transcript(self) -> LastWords:
         return LastWords()
 
-    def decide(self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, context_full: bool) -> Step:
+    def decide(
+        self, turn: Turn, inbox: Sequence[QueuedEvent], *, due_in_seconds: float | None, context_full: bool, at_cap: bool
+    ) -> Step:
         if interrupts := tuple(event for event in inbox if event.type == "user.interrupt"):
             return Interrupt(interrupts, (), ends_turn=turn.status != "idle", more=len(inbox) > len(interrupts))
         if messages := tuple(event for event in inbox if event.type == "user.message"):

@@ -1,4 +1,4 @@
-"""Cancelling in the runner, at the moments that a fast client can hit."""
+"""What the runner does at the moments that only a fast client can hit."""
 
 import asyncio
 from pathlib import Path
@@ -38,6 +38,23 @@ def test_a_call_cancelled_at_any_step_of_its_start_ends_with_an_outcome(config: 
         outcome = calls.journal.outcome("t")
         assert outcome.is_error
         assert CANCELLED.encode() in outcome.content
+        await calls.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_save_that_meets_a_command_does_not_wait_for_its_end(config: Config, steps: int) -> None:
+    async def run() -> None:
+        calls = Calls(config)
+        call = calls.begin("t", "bash", {"command": "sleep 300"}, 300)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await calls.save_shell()
+        assert not call.done.is_set()
+        calls.cancel("t")
+        await asyncio.wait_for(call.done.wait(), 20)
         await calls.close()
 
     asyncio.run(run())

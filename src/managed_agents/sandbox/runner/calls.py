@@ -28,6 +28,7 @@ from .zygote import TOOLS
 BASH_SECONDS_DEFAULT = 120.0
 BASH_SECONDS_MAX = 600.0
 ACKNOWLEDGED_MAX = 10_000
+SAVE_TURN_SECONDS = 1.0
 CANCELLED = "Tool execution was interrupted."
 WRITING = ("write", "edit")
 BLOCK_TYPES = ("text", "image", "document")
@@ -253,8 +254,16 @@ class Calls:
             await asyncio.shield(self._saving)
 
     async def _save_shell(self) -> None:
-        async with self._bash_turn:
+        try:
+            # A command may have come first in this instant.
+            async with asyncio.timeout(SAVE_TURN_SECONDS):
+                await self._bash_turn.acquire()
+        except TimeoutError:
+            return
+        try:
             await self._shell.save()
+        finally:
+            self._bash_turn.release()
 
     async def close(self) -> None:
         """Kill what runs."""

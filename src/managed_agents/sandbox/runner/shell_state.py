@@ -33,6 +33,8 @@ def saving(config: Config) -> str:
     )
     target = path(config)
     file, directory = shlex.quote(target), shlex.quote(target.rpartition("/")[0])
+    # Another sandbox of the session may have them elsewhere.
+    workspace, home = shlex.quote(config.workspace), shlex.quote(config.environment.get("HOME", "/tmp"))
     return f"""__options=$(builtin set +o; builtin shopt -p)
 {{ command mkdir -p {directory} && {{
   for __name in $(builtin compgen -v); do
@@ -40,7 +42,11 @@ def saving(config: Config) -> str:
     builtin declare -p -- "$__name"
   done
   builtin declare -f; builtin alias -p
-  builtin printf 'cd -- %q\\n' "$PWD"
+  case $PWD in
+    {workspace}|{workspace}/*) builtin printf 'cd -- %q\\n' ".${{PWD#{workspace}}}";;
+    {home}|{home}/*) builtin printf 'cd -- ~/%q\\n' ".${{PWD#{home}}}";;
+    *) builtin printf 'cd -- %q\\n' "$PWD";;
+  esac
   builtin printf '%s\\n' "$__options"
 }} > {file}.part && [[ $(command wc -c < {file}.part) -le {STATE_BYTES_MAX} ]] && command mv -f {file}.part {file}; }} 2>/dev/null
 builtin unset __options __name"""
