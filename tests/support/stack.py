@@ -46,7 +46,8 @@ from managed_agents.harness.worker import Worker
 from managed_agents.model.client import AnthropicModelClient, Deadlines
 from managed_agents.model.endpoint import Endpoint
 from managed_agents.model.models import Models
-from managed_agents.processes.worker import sandbox_backend, sandbox_spec, web_tools
+from managed_agents.processes.sandboxes import sandbox_plan
+from managed_agents.processes.worker import sandbox_backend, web_tools
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.keys.service import KeyDirectory
@@ -421,7 +422,14 @@ async def _running(
                 appender=appender,
                 requester=ModelRequester(client, Models(client.anthropic)),
                 hands=Hands(
-                    worker_db, backend, blobs, sandbox_spec(settings), settings.effective_host_name, settings.sandbox_image
+                    worker_db,
+                    backend,
+                    blobs,
+                    sandbox_plan(settings).spec,
+                    settings.effective_host_name,
+                    settings.sandbox_image,
+                    running_max=settings.sandbox_running_max,
+                    wait_seconds=settings.sandbox_wait_seconds,
                 ),
                 harnesses={STANDARD: StandardHarness(), **variant.harnesses},
                 previews=previews,

@@ -49,6 +49,22 @@ class Settings(BaseSettings):
     sandbox_disk_bytes: int = Field(10 * 1024**3, ge=64 * 1024**2, description="Session disk of one sandbox.")
     sandbox_cpus: float = Field(2.0, gt=0, description="CPUs one sandbox may use.")
     sandbox_pids: int = Field(512, ge=16, description="Processes and threads in one sandbox.")
+    sandbox_open_files: int = Field(16_384, ge=64, le=1_048_576, description="Files that one process in a sandbox may have open.")
+    sandbox_output_bytes: int = Field(64 * 1024**2, ge=1024**2, description="Output kept of one call; the model gets a preview.")
+    sandbox_call_seconds: float = Field(
+        limits.TOOL_CALL_SECONDS_MAX, gt=0, le=limits.TOOL_CALL_SECONDS_MAX, description="Longest wall time of one call."
+    )
+    sandbox_environments: Path | None = Field(
+        None,
+        description="TOML file with a table for each environment's id, read at start: limits other than those above, by their "
+        "names without `sandbox_`, and `pool`, the number of sandboxes made ahead.",
+    )
+    sandbox_running_max: int = Field(
+        0, ge=0, description="Sandboxes that run on one host at once; further sessions wait for a place. 0: no bound."
+    )
+    sandbox_wait_seconds: float = Field(
+        600.0, gt=0, description="How long a call waits for such a place before it fails and says so."
+    )
     sandbox_idle_seconds: float = Field(300.0, gt=0, description="Idle time after which a sandbox is stopped.")
     sandbox_parked_seconds: float = Field(
         3600.0, ge=0, description="Time after which a stopped sandbox that is in a snapshot gives its disk back."
@@ -125,7 +141,7 @@ class Settings(BaseSettings):
     require_beta_header: bool = Field(True, description="404 without the beta header, as the hosted API.")
     faults: str = Field("", description="Armed fault points (tests only).")
 
-    @field_validator("data_dir", "run_dir", "extra_ca", "script", "master_key_file", mode="after")
+    @field_validator("data_dir", "run_dir", "extra_ca", "script", "master_key_file", "sandbox_environments", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None

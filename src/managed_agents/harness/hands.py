@@ -7,7 +7,7 @@ replaced without a word. Nothing here decides anything about the turn.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -16,11 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, BlobTooLarge
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
-from managed_agents.db.engine import Database
+from managed_agents.db.engine import Database, Tx
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.turn import ToolCall
 from managed_agents.resources.files import service as files
-from managed_agents.resources.sessions import bindings, snapshots
+from managed_agents.resources.sessions import bindings, places, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
 from managed_agents.sandbox.backend import (
     BadArchive,
@@ -56,6 +56,10 @@ PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
 STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
 STOPPING_LOOK_SECONDS = 0.1
+WAIT_LOOK_SECONDS = 0.25
+WAIT_TOLD_SECONDS = 1.0
+WAITING = "Waiting for a place: {0} sandboxes may run on this host at once, and all are in use. The call runs when one is free."
+NO_PLACE = "all {0} sandboxes that may run on its host at once stayed in use for {1} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,12 @@ class Hands:
     db: Database
     backend: SandboxBackend
     blobs: BlobStore
-    spec: Callable[[str, int, str], SandboxSpec]  # sandbox id, generation, session id → what to provision
+    spec: Callable[[str, int, str | None, str], SandboxSpec]  # sandbox id, generation, session and environment → what to make
     host: str
     image: str  # to which an environment's packages are added
     snapshot_seconds: float = 600.0  # between snapshots while a session works
+    running_max: int = 0  # sandboxes that run on this host at once; 0 is no bound
+    wait_seconds: float = 600.0  # how long a call waits for a place among them
     provisions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PROVISIONS_AT_ONCE))
 
     def of_session(self, claim: Claim) -> "SessionHands":
@@ -76,8 +82,12 @@ class Hands:
         return SessionHands(self, claim)
 
 
+class _NoPlace(Exception):
+    """As many sandboxes run on this host as may; this session is in the queue."""
+
+
 class SessionHands:
-    """One session's sandbox, as its owner uses it."""
+    """One session's sandbox, as its owner uses it. `on_wait` is told when a call has to wait for a place."""
 
     def __init__(self, hands: Hands, claim: Claim) -> None:
         self._hands = hands
@@ -95,6 +105,7 @@ class SessionHands:
         self._unprepared: PackagesFailed | None = None
         self._told = False
         self._used = False
+        self.on_wait: Callable[[str], Awaitable[None]] | None = None
 
     async def uploads(self, as_of: int) -> list[Upload]:
         """Files mounted into the session, read again when `as_of`, the session's `input_seq`, has moved."""
@@ -123,7 +134,7 @@ class SessionHands:
             StaleEpoch: another worker owns the session.
         """
         try:
-            sandbox = await self._open()
+            sandbox = await self._open(calling=True)
             await self._mount(sandbox)
             faults.reach(BEFORE_CALL)
             self._used = True
@@ -260,11 +271,26 @@ class SessionHands:
 
     # Binding
 
-    async def _open(self) -> Sandbox:
-        async with self._opening:
-            if self._sandbox is None:
-                self._sandbox = await self._attach(wake=True) or await self._provision_in_turn()
-            return self._sandbox
+    async def _open(self, *, calling: bool = False) -> Sandbox:
+        """The sandbox, once there is a place for it; `calling`: a call waits, and whoever watches is told why."""
+        begun, told = anyio.current_time(), not calling
+        while True:
+            try:
+                async with self._opening:
+                    if self._sandbox is None:
+                        self._sandbox = await self._attach(wake=True) or await self._provision_in_turn()
+                    return self._sandbox
+            except _NoPlace:
+                waited = anyio.current_time() - begun
+            if waited > self._hands.wait_seconds:
+                raise SandboxError(NO_PLACE.format(self._hands.running_max, f"{waited:.0f}"))
+            if not told and waited >= WAIT_TOLD_SECONDS:
+                told = True
+                logger.info("session %s waits for a place for its sandbox", self._session_id)
+                if self.on_wait is not None:
+                    await self.on_wait(WAITING.format(self._hands.running_max))
+            # Not under the lock: an interrupt or the end of the turn must not wait for a place.
+            await anyio.sleep(WAIT_LOOK_SECONDS)
 
     async def _existing(self) -> Sandbox | None:
         """The sandbox, when there is one that may have got a call."""
@@ -319,42 +345,54 @@ class SessionHands:
                     return None
                 if found.host != self._hands.host:
                     return found
-                if await bindings.take(tx, found.sandbox_id, force=waited >= STOPPING_SECONDS_MAX):
+                placed = found.state != "stopped" or await self._enter(tx)
+                if placed and await bindings.take(tx, found.sandbox_id, force=waited >= STOPPING_SECONDS_MAX):
                     return found
+            if not placed:
+                raise _NoPlace
             await anyio.sleep(STOPPING_LOOK_SECONDS)
             waited += STOPPING_LOOK_SECONDS
 
     async def _provision_in_turn(self) -> Sandbox:
-        image = await self._image()
+        spec = await self._spec()
         async with self._hands.provisions:
             sandbox: Sandbox | None = None
             with anyio.CancelScope(shield=True):
-                sandbox = await self._provision(image)
+                sandbox = await self._provision(spec)
             assert sandbox is not None
             return sandbox
 
-    async def _image(self) -> str:
-        """Have the image ready. Packages that could not be installed are not tried again in the same turn."""
+    async def _enter(self, tx: Tx) -> bool:
+        return await places.enter(tx, self._session_id, host=self._hands.host, running_max=self._hands.running_max)
+
+    async def _spec(self) -> SandboxSpec:
+        """What to make, its image ready. Packages that could not be installed are not tried again in the same turn."""
         if self._unprepared is not None:
             raise self._unprepared
         async with self._hands.db.autocommit() as tx:
-            packages = await bindings.packages(tx, self._session_id)
+            environment_id, packages = await bindings.packages(tx, self._session_id)
         try:
-            return await self._hands.backend.prepare(self._hands.image, packages)
+            image = await self._hands.backend.prepare(self._hands.image, packages)
+            return replace(self._hands.spec("", 0, self._session_id, environment_id), image=image)
         except PackagesFailed as error:
             self._unprepared = error
             raise
 
-    async def _provision(self, image: str) -> Sandbox:
+    async def _provision(self, spec: SandboxSpec) -> Sandbox:
+        binding = snapshot = None
         async with self._hands.db.transaction() as tx:
-            binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host)
-            snapshot = await snapshots.latest(tx, self._session_id)
-        if binding is None:
-            raise StaleEpoch("the session belongs to another worker")
+            if placed := await self._enter(tx):
+                like = spec.fingerprint
+                binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host, fingerprint=like)
+                if binding is None:
+                    raise StaleEpoch("the session belongs to another worker")
+                snapshot = await snapshots.latest(tx, self._session_id)
+        if not placed or binding is None:
+            raise _NoPlace
         faults.reach(BOUND)
         if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
             raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
-        spec = replace(self._hands.spec(binding.sandbox_id, binding.generation, self._session_id), image=image)
+        spec = replace(spec, id=binding.sandbox_id, generation=binding.generation)
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX + (limits.RESTORE_SECONDS_MAX if snapshot else 0)):
                 sandbox = await self._hands.backend.provision(spec)

@@ -39,6 +39,7 @@ class ToolRun:
         self._web = web
         # Appended, and not in the context yet.
         self._stored: list[StoredEvent] = []
+        hands.on_wait = self._say_waiting
 
     async def run(
         self,
@@ -82,6 +83,10 @@ class ToolRun:
         new, self._stored = self._stored, []
         await self._context.follow(self._db, new)
 
+    async def _say_waiting(self, message: str) -> None:
+        stored = await self._journal.append([ev.session_error(self._journal.thread_id, "unknown_error", message, "retrying")])
+        self._stored += stored
+
     async def _run_call(self, call: ToolCall) -> None:
         if call.refused is not None:
             outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
@@ -90,7 +95,8 @@ class ToolRun:
             outcome, usage = await self._web.run(call) if is_web else (await self._hands.execute(call), None)
             faults.reach(OUTCOME_ARRIVED)
         result = ev.tool_result(self._journal.thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
-        self._stored += await self._journal.append([result])
+        stored = await self._journal.append([result])
+        self._stored += stored  # apart: while that waits, another list may take the place of this one
         faults.reach(OUTCOME_LOGGED)
         if call.name not in definitions.WEB_TOOLS:
             await self._hands.acknowledge(call.event_id)

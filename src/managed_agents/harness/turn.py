@@ -81,7 +81,8 @@ class Turn:
             case "session.status_idle":
                 self._idle(event.json()["stop_reason"])
             case "session.error":
-                self.failure_told = True
+                # While calls are pending no model request fails: that error is about a sandbox.
+                self.failure_told = self.failure_told or not self.pending
             case "user.message":
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":

@@ -37,14 +37,16 @@ from managed_agents.model.endpoint import Endpoint, resolve_endpoint
 from managed_agents.model.models import Models
 from managed_agents.processes import egress
 from managed_agents.processes.lifetime import serving, until_signalled
+from managed_agents.processes.sandboxes import sandbox_plan
 from managed_agents.processes.settings import CannotStart, blob_store
 from managed_agents.reconcilers import blob_collector
 from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
+from managed_agents.reconcilers.sandbox_pool import SandboxPool
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced as files_referenced
 from managed_agents.resources.sessions import snapshots
-from managed_agents.sandbox.backend import Limits, SandboxBackend, SandboxError, SandboxSpec
+from managed_agents.sandbox.backend import SandboxBackend, SandboxError
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
 from managed_agents.sandbox.packages import InstallSettings
@@ -52,6 +54,7 @@ from managed_agents.sandbox.packages import InstallSettings
 logger = logging.getLogger(__name__)
 
 SANDBOX_LOOK_SECONDS = 10.0
+PLACE_LOOK_SECONDS = 1.0
 ERASE_LOOK_SECONDS = 2.0
 BLOB_LOOK_SECONDS = 600.0
 IDEMPOTENCY_LOOK_SECONDS = 300.0
@@ -87,6 +90,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             "scripted model when neither is set.)"
         )
     backend = sandbox_backend(settings, endpoint)
+    plan = sandbox_plan(settings)
     host = settings.effective_host_name
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents worker")
     blobs = blob_store(settings)
@@ -98,7 +102,17 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         db=db,
         appender=appender,
         requester=ModelRequester(client, Models(client.anthropic)),
-        hands=Hands(db, backend, blobs, sandbox_spec(settings), host, settings.sandbox_image, settings.sandbox_snapshot_seconds),
+        hands=Hands(
+            db,
+            backend,
+            blobs,
+            plan.spec,
+            host,
+            settings.sandbox_image,
+            settings.sandbox_snapshot_seconds,
+            settings.sandbox_running_max,
+            settings.sandbox_wait_seconds,
+        ),
         harnesses=harnesses_of(settings),
         previews=previews,
         web=web_tools(settings, client),
@@ -113,6 +127,15 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         idle_seconds=settings.sandbox_idle_seconds,
         parked_seconds=settings.sandbox_parked_seconds,
     )
+    pool = SandboxPool(
+        db,
+        backend,
+        plan.spec,
+        plan.pools,
+        host=host,
+        image=settings.sandbox_image,
+        running_max=settings.sandbox_running_max,
+    )
     references = [files_referenced, snapshots.referenced]
 
     async def work() -> None:
@@ -121,6 +144,9 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             group.start_soon(previews.run)
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
+            group.start_soon(_forever, "sandbox pool", pool.look, PLACE_LOOK_SECONDS)
+            if settings.sandbox_running_max:
+                group.start_soon(_forever, "sandbox places", collector.relieve, PLACE_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
             group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
             group.start_soon(_forever, "blob collector", lambda: blob_collector.collect(db, blobs, references), BLOB_LOOK_SECONDS)
@@ -136,6 +162,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             with anyio.move_on_after(TIDY_SECONDS_MAX, shield=True):
                 try:
                     await collector.stop_resting()
+                    await pool.drain()
                 except (SQLAlchemyError, SandboxError, OSError) as error:
                     logger.warning("resting sandboxes not stopped: %s: %s", type(error).__name__, error)
 
@@ -243,30 +270,6 @@ def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider 
 def installation_of(data_dir: Path) -> str:
     """A short name that keeps the sandboxes of several installations on one engine apart."""
     return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
-
-
-def sandbox_spec(settings: Settings) -> Callable[[str, int, str], SandboxSpec]:
-    """What to provision for a sandbox id, generation and session."""
-    limits = Limits(
-        memory_bytes=settings.sandbox_memory_bytes,
-        disk_bytes=settings.sandbox_disk_bytes,
-        cpus=settings.sandbox_cpus,
-        pids=settings.sandbox_pids,
-    )
-    bundle = egress.ca_bundle(settings)
-
-    def spec(sandbox_id: str, generation: int, session_id: str) -> SandboxSpec:
-        return SandboxSpec(
-            id=sandbox_id,
-            generation=generation,
-            image=settings.sandbox_image,
-            limits=limits,
-            network="gateway",
-            ca_bundle=bundle,
-            session_id=session_id,
-        )
-
-    return spec
 
 
 async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:

@@ -13,13 +13,14 @@ import anyio
 from managed_agents.blobstore.store import BlobStore, BlobTooLarge
 from managed_agents.core import limits
 from managed_agents.db.engine import Database
-from managed_agents.resources.sessions import bindings, snapshots
+from managed_agents.resources.sessions import bindings, places, snapshots
 from managed_agents.resources.sessions.bindings import Binding
 from managed_agents.sandbox.backend import Sandbox, SandboxBackend, SandboxError
 
 logger = logging.getLogger(__name__)
 
 SNAPSHOTS_AT_ONCE = 2
+LOOK_COUNT_MAX = 50
 
 
 class SandboxCollector:
@@ -64,14 +65,21 @@ class SandboxCollector:
             logger.info("destroyed sandbox %s generation %d: nothing needs it", sandbox_id, generation)
         await self._backend.collect_images()
 
+    async def relieve(self) -> None:
+        """Stop as many sandboxes at rest, the longest unused, as sessions wait for a place. Looking again is safe."""
+        async with self._db.transaction() as tx:
+            count = await places.waiting(tx, host=self._host)
+        if count:
+            await self._stop_unused(idle_seconds=0.0, snapshot=True, count=count)
+
     async def _known(self) -> set[tuple[str, int]]:
         async with self._db.transaction() as tx:
             return await bindings.known(tx, host=self._host)
 
-    async def _stop_unused(self, *, idle_seconds: float, snapshot: bool) -> None:
+    async def _stop_unused(self, *, idle_seconds: float, snapshot: bool, count: int = LOOK_COUNT_MAX) -> None:
         running = {labelled.id for labelled in await self._backend.list() if labelled.running}
         async with self._db.transaction() as tx:
-            unused = await bindings.unused(tx, host=self._host, idle_seconds=idle_seconds)
+            unused = await bindings.unused(tx, host=self._host, idle_seconds=idle_seconds, count=count)
         async with anyio.create_task_group() as group:
             for binding in unused:
                 if binding.sandbox_id in running:

@@ -6,8 +6,9 @@ two calls, and the next one attaches. Invariant: a tool use id runs at most once
 generation.
 """
 
+import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -68,6 +69,12 @@ class Limits:
     disk_bytes: int = 10 * 1024**3
     cpus: float = 2.0
     pids: int = 512
+    open_files: int = 16_384
+    """Of one process."""
+    output_bytes: int = 64 * 1024**2
+    """Of one call's output, kept on the session's disk; the model gets a preview."""
+    call_seconds: float = 600.0
+    """Wall time of one call."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,12 @@ class SandboxSpec:
     """Added to the commands' environment. Never a secret: commands can print it."""
     session_id: str | None = None
     """For labels only."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for sandboxes that differ in nothing but whose they are: one made ahead serves for any of them."""
+        likeness = replace(self, id="", generation=0, session_id=None)
+        return hashlib.sha256(repr((likeness, sorted(self.env.items()))).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,12 @@ class DockerBackend:
         places = self._places(spec.id, spec.generation)
         handle = self._handle(spec.id, spec.generation)
         if (places.home / "ready").exists():
-            await self.start(spec.id, spec.generation)
-            return handle
+            try:
+                await self.start(spec.id, spec.generation)
+            except SandboxGone:
+                pass  # it died since it was made, and never got a call: another takes its place
+            else:
+                return handle
         await self.remove(spec.id, spec.generation)
         uid = self._uid_base + zlib.crc32(spec.id.encode()) % layout.UIDS
         await self._prepare(places, spec, uid)
@@ -241,6 +245,9 @@ class DockerBackend:
             uid=uid,
             environment=layout.environment(HOME, {**_network_environment(spec), **spec.env}),
             quota_bytes=None if self._sized else spec.limits.disk_bytes,
+            limits=spec.limits,
+            own_cgroup=True,
+            own_disk=self._sized,
             egress_socket=f"{EGRESS_DIRECTORY}/{layout.EGRESS_SOCKET}" if spec.network == "gateway" else None,
         )
         boot = layout.BOOT.format(CODE_DIRECTORY)
@@ -268,7 +275,10 @@ class DockerBackend:
                 "NanoCpus": int(min(limits.cpus, os.cpu_count() or 1) * 1e9),
                 "PidsLimit": limits.pids,
                 "GroupAdd": [str(os.getegid())] if os.geteuid() != 0 else [],
-                "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+                "Ulimits": [
+                    {"Name": "core", "Soft": 0, "Hard": 0},
+                    {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+                ],
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES_MAX, "max-file": "1"}},
                 **({"Runtime": self._runtime} if self._runtime is not None else {}),
             },

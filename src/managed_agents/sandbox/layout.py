@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from managed_agents.sandbox.backend import Limits
 from managed_agents.sandbox.runner.config import Config
 
 UIDS = 1000
@@ -164,6 +165,9 @@ def runner_config(
     quota_bytes: int | None = None,
     own_tmp: bool = True,
     egress_socket: str | None = None,
+    limits: Limits | None = None,
+    own_cgroup: bool = False,
+    own_disk: bool = False,
 ) -> Config:
     """Return the configuration with the paths every backend has in common."""
     roots = ["/workspace", environment["HOME"], "/mnt/session", "/mnt/memory"]
@@ -185,6 +189,9 @@ def runner_config(
             "outputs": "/mnt/session/outputs",
             "tool_outputs": SPILL,
         },
+        limits=asdict(limits or Limits()),
+        own_cgroup=own_cgroup,
+        own_disk=own_disk,
         egress_socket=egress_socket,
         proxy_port=None if egress_socket is None else PROXY_PORT,
     )

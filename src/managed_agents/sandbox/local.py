@@ -27,6 +27,7 @@ from managed_agents.sandbox.backend import (
     Capability,
     Known,
     Labelled,
+    Limits,
     Packages,
     PackagesFailed,
     SandboxError,
@@ -121,7 +122,7 @@ class LocalBackend:
             places.state.mkdir(mode=0o700)
             uid = self._take_uid(places)
             layout.make_tree(places.home, uid)
-            record = {"env": dict(spec.env), "uid": uid, "session_id": spec.session_id, "disk_bytes": spec.limits.disk_bytes}
+            record = {"env": dict(spec.env), "uid": uid, "session_id": spec.session_id, "limits": dataclasses.asdict(spec.limits)}
             (places.home / "sandbox.json").write_text(json.dumps(record))
             (places.home / "ready").touch()
         await self._start(places)
@@ -180,12 +181,16 @@ class LocalBackend:
         self, places: layout.Places, record: dict[str, Any], code: Path, namespaces: Sequence[str] | None
     ) -> Sequence[str]:
         home = HOME if namespaces else str(places.home / "home")
+        limits = (
+            Limits(**record["limits"]) if "limits" in record else Limits(disk_bytes=record.get("disk_bytes", Limits().disk_bytes))
+        )
         config = layout.runner_config(
             socket=str(places.socket),
             state=str(places.state),
             uid=record["uid"],
             environment=layout.environment(home, record["env"]),
-            quota_bytes=record.get("disk_bytes"),
+            quota_bytes=limits.disk_bytes,
+            limits=limits,
             own_tmp=False,
         )
         python = [layout.interpreter(), "-I", "-S", "-B", "-c"]

@@ -8,8 +8,8 @@ import pytest
 
 from managed_agents.core.settings import Settings
 from managed_agents.processes.egress import ca_bundle
+from managed_agents.processes.sandboxes import sandbox_plan
 from managed_agents.processes.settings import CannotStart
-from managed_agents.processes.worker import sandbox_spec
 from managed_agents.sandbox import layout
 
 
@@ -24,7 +24,7 @@ def _authority(directory: Path) -> Path:
 @pytest.mark.requirement("ENV-052")
 def test_the_bundle_holds_the_usual_ones_and_the_operators(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data", extra_ca=_authority(tmp_path))
-    bundle = sandbox_spec(settings)("sbx_1", 1, "sesn_1").ca_bundle
+    bundle = sandbox_plan(settings).spec("sbx_1", 1, "sesn_1", "env_1").ca_bundle
     assert bundle is not None
     context = ssl.create_default_context(cafile=str(bundle))
     subjects = {str(found["subject"]) for found in context.get_ca_certs()}
@@ -32,7 +32,7 @@ def test_the_bundle_holds_the_usual_ones_and_the_operators(tmp_path: Path) -> No
     assert len(subjects) > 1
     assert bundle.stat().st_mode & 0o777 == 0o644
     assert layout.certificate_environment("/x")["PIP_CERT"] == "/x"
-    assert sandbox_spec(Settings(data_dir=tmp_path))("sbx_1", 1, "sesn_1").ca_bundle is None
+    assert sandbox_plan(Settings(data_dir=tmp_path)).spec("sbx_1", 1, "sesn_1", "env_1").ca_bundle is None
 
 
 @pytest.mark.requirement("ENV-052")

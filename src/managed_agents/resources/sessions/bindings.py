@@ -16,13 +16,17 @@ from sqlalchemy import text
 
 from managed_agents.core import ids, limits
 from managed_agents.db.engine import Tx
-from managed_agents.resources.sessions import snapshots
+from managed_agents.resources.sessions import places, snapshots
 
 RESTORED = (
     "[The sandbox was lost and replaced. Files in /workspace, the home directory and /mnt/session/outputs, and the shell, are as "
     "of {}. What changed later, /tmp and running processes are gone.]"
 )
 FRESH = "[The sandbox was lost and replaced by a fresh one. Files that were in it and running processes are gone.]"
+
+
+Packages = Mapping[str, Sequence[str]]
+"""By manager."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ _PACKAGES = """
         (SELECT e.config->'packages' FROM environments e WHERE e.id = s.environment_id)) AS packages
     FROM sessions s WHERE s.id = :session_id
 """
-_READ_PACKAGES = text(_PACKAGES)
+_READ_PACKAGES = text(f"SELECT s.environment_id, ({_PACKAGES}) AS packages FROM sessions s WHERE s.id = :session_id")
+_ENVIRONMENTS = text("SELECT id, config->'packages' AS packages FROM environments WHERE id = ANY(:ids) AND archived_at IS NULL")
 _BIND = text(f"""
     INSERT INTO sandboxes (id, session_id, generation, host, state, networking, packages, note, since)
     SELECT :id, s.id, coalesce((SELECT max(generation) FROM sandboxes WHERE session_id = s.id), 0) + 1, :host, 'provisioning',
@@ -99,7 +104,7 @@ _UNUSED = text(f"""
     WHERE host = :host AND state IN ('live', 'stopping') AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
       -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
-    ORDER BY last_used_at LIMIT 50
+    ORDER BY last_used_at LIMIT :count
 """)
 _STOPPING = text("""
     UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state IN ('live', 'stopping') AND last_used_at = :seen
@@ -120,7 +125,11 @@ _DOOM = text("""
                           AND n.generation = b.generation AND n.taken_at >= b.used_at))
 """)
 _WORKERS = text("SELECT count(*) FROM workers WHERE host = :host")
-_KNOWN = text("SELECT id, generation FROM sandboxes WHERE host = :host AND state <> 'destroyed'")
+# One made ahead is of the first generation, and is adopted as such.
+_KNOWN = text("""
+    SELECT id, generation FROM sandboxes WHERE host = :host AND state <> 'destroyed'
+    UNION ALL SELECT id, 1 FROM pooled_sandboxes WHERE host = :host
+""")
 
 
 async def current(tx: Tx, session_id: str) -> Binding | None:
@@ -129,8 +138,12 @@ async def current(tx: Tx, session_id: str) -> Binding | None:
     return None if row is None else Binding(*row)
 
 
-async def bind(tx: Tx, session_id: str, *, epoch: int, host: str) -> Binding | None:
-    """Bind a new sandbox of the next generation, as `provisioning`. None when `epoch` is no longer the session's."""
+async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: str) -> Binding | None:
+    """Bind a new sandbox of the next generation, as `provisioning`, or one made ahead like `fingerprint`.
+
+    None when `epoch` is no longer the session's: roll back.
+    """
+    adopted = await places.adopt(tx, session_id, host=host, fingerprint=fingerprint)
     before = (await tx.execute(_BEFORE, {"session_id": session_id})).one()
     note: str | None = before.note
     if before.used_at is not None:
@@ -139,15 +152,25 @@ async def bind(tx: Tx, session_id: str, *, epoch: int, host: str) -> Binding | N
             note = FRESH
         elif snapshot.taken_at < before.used_at:
             note = RESTORED.format(f"{snapshot.taken_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
-    values = {"id": ids.new_id(ids.SANDBOX), "session_id": session_id, "epoch": epoch, "host": host, "note": note}
+    values = {"id": adopted or ids.new_id(ids.SANDBOX), "session_id": session_id, "epoch": epoch, "host": host, "note": note}
     row = (await tx.execute(_BIND, {**values, "kept": limits.SANDBOX_STATE_SECONDS})).one_or_none()
     return None if row is None else Binding(*row)
 
 
-async def packages(tx: Tx, session_id: str) -> Mapping[str, Sequence[str]]:
-    """What the session's sandboxes have installed, by manager."""
-    found: Mapping[str, Any] = (await tx.execute(_READ_PACKAGES, {"session_id": session_id})).scalar_one_or_none() or {}
-    return {manager: cast(list[str], names) for manager, names in found.items() if isinstance(names, list) and names}
+async def packages(tx: Tx, session_id: str) -> tuple[str, Packages]:
+    """The session's environment, and what its sandboxes have installed."""
+    row = (await tx.execute(_READ_PACKAGES, {"session_id": session_id})).one()
+    return row.environment_id, _packages(row.packages)
+
+
+async def packages_of_environments(tx: Tx, environment_ids: Sequence[str]) -> dict[str, Packages]:
+    """What new sandboxes of environments have installed, for those that are in use."""
+    rows = (await tx.execute(_ENVIRONMENTS, {"ids": list(environment_ids)})).all()
+    return {row.id: _packages(row.packages) for row in rows}
+
+
+def _packages(found: Mapping[str, Any] | None) -> Packages:
+    return {manager: cast(list[str], names) for manager, names in (found or {}).items() if isinstance(names, list) and names}
 
 
 async def set_live(tx: Tx, sandbox_id: str) -> None:
@@ -190,9 +213,9 @@ async def outputs(tx: Tx, session_id: str) -> dict[str, str]:
     return {row.output_path: row.sha256 for row in await tx.execute(_OUTPUTS, {"session_id": session_id})}
 
 
-async def unused(tx: Tx, *, host: str, idle_seconds: float) -> list[Binding]:
-    """Live sandboxes of this host whose session rests and which nobody used for `idle_seconds`."""
-    return [Binding(*row) for row in await tx.execute(_UNUSED, {"host": host, "idle": idle_seconds})]
+async def unused(tx: Tx, *, host: str, idle_seconds: float, count: int = 50) -> list[Binding]:
+    """Live sandboxes of this host whose session rests and which nobody used for `idle_seconds`, the longest unused first."""
+    return [Binding(*row) for row in await tx.execute(_UNUSED, {"host": host, "idle": idle_seconds, "count": count})]
 
 
 async def begin_stop(tx: Tx, binding: Binding) -> bool:

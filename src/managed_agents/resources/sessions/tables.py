@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, DateTime, Double, ForeignKey, Identity, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, DateTime, Double, ForeignKey, Identity, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -98,6 +98,31 @@ class SandboxSnapshotRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     since: Mapped[datetime] = mapped_column(INSTANT)
     taken_at: Mapped[datetime] = mapped_column(INSTANT)  # when it was begun
+
+
+class SandboxWaitRow(Base):
+    """A session whose sandbox waits for a place on its host. One that stopped renewing `seen_at` has gone."""
+
+    __tablename__ = "sandbox_waits"
+
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    workspace_id: Mapped[str] = mapped_column(Text)
+    host: Mapped[str] = mapped_column(Text, index=True)
+    since: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
+    seen_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
+
+
+class PooledSandboxRow(Base):
+    """A sandbox made ahead, nobody's yet. Adopting it takes the row away."""
+
+    __tablename__ = "pooled_sandboxes"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    host: Mapped[str] = mapped_column(Text, index=True)
+    environment_id: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[str] = mapped_column(Text)  # of what it was made like: see `SandboxSpec.fingerprint`
+    ready: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
 
 
 RESOURCES = cast(Table, SessionResourceRow.__table__)

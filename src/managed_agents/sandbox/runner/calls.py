@@ -16,10 +16,11 @@ from collections import OrderedDict
 from typing import Any, cast
 
 from . import frames
+from .bounds import Bounds
 from .children import ChildFailed, Children
 from .config import Config
 from .journal import Journal, Outcome, error_outcome
-from .output import Output
+from .output import KEPT_BYTES_MAX, Output
 from .quota import Quota
 from .shell import Ended, Shell
 from .toolerror import reason
@@ -61,6 +62,7 @@ class Calls:
         self.journal = Journal(config.state)
         self.children = Children(config)
         self.quota = Quota(config, self.children)
+        self.bounds = Bounds(config)
         self._shell = Shell(config)
         self._bash_turn = asyncio.Lock()
         self._saving: asyncio.Future[None] | None = None
@@ -127,6 +129,7 @@ class Calls:
 
     async def _supervise(self, call: Call, name: str, arguments: dict[str, Any], seconds: float) -> None:
         call.started = True
+        seconds = min(seconds, self._config.limits.get("call_seconds", seconds))
         try:
             outcome = error_outcome(CANCELLED) if call.cancelled else await self._run(call, name, arguments, seconds)
         except asyncio.CancelledError:
@@ -144,7 +147,11 @@ class Calls:
                 return await self._bash(call, arguments, seconds)
         if name not in TOOLS:
             return error_outcome(f"{name}: no such tool")
-        return await self._file_tool(name, arguments, seconds)
+        before = self.bounds.read()
+        outcome = await self._file_tool(name, arguments, seconds)
+        if outcome.is_error and (hit := self.bounds.hit(before)):
+            return error_outcome("\n".join([*_texts(outcome.content), *hit]))
+        return outcome
 
     # bash
 
@@ -164,14 +171,17 @@ class Calls:
         limit = min(timeout_ms / 1000 or BASH_SECONDS_DEFAULT, BASH_SECONDS_MAX, seconds)
         digest = hashlib.sha256(call.tool_use_id.encode()).hexdigest()[:16]
         path = f"{self._config.spill}/bash-{digest}.txt"
-        output = Output(self.children, path, limit + 60, self._shell.pause, self._shell.resume)
+        kept = int(self._config.limits.get("output_bytes", KEPT_BYTES_MAX))
+        output = Output(self.children, path, limit + 60, self._shell.pause, self._shell.resume, kept)
+        before = self.bounds.read()
         try:
             ended = await self._in_shell(command, limit, output)
             text, spill_path = await output.finish()
         except asyncio.CancelledError:
             output.abandon()
             raise
-        note = self.quota.words if ended.over_quota else _note(ended, limit)
+        hit = self.bounds.hit(before, output.tail, failed=ended.status != 0)
+        note = "\n".join(filter(None, [self.quota.words if ended.over_quota else _note(ended, limit), *hit]))
         if note:
             text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{note}"
         content = json.dumps([{"type": "text", "text": text}]).encode()
@@ -297,6 +307,10 @@ def _valid(content: bytes) -> bool:
     )
 
 
+def _texts(content: bytes) -> list[str]:
+    return [str(block.get("text")) for block in json.loads(content) if block["type"] == "text"]
+
+
 def _text(text: str, is_error: bool) -> Outcome:
     return Outcome(json.dumps([{"type": "text", "text": text}]).encode(), is_error)
 
@@ -307,5 +321,5 @@ def _note(ended: Ended, seconds: float) -> str:
     if not ended.shell_ended:
         return f"Exit code {ended.status}" if ended.status else ""
     if ended.status is not None and ended.status < 0:
-        return f"The shell was killed by signal {-ended.status} and restarted (9 may mean out of memory)."
+        return f"The shell was killed by signal {-ended.status} and restarted."
     return f"Exit code {ended.status}. The shell ended and was restarted." if ended.status else ""

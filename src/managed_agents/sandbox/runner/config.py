@@ -29,6 +29,14 @@ class Config:
     quota_bytes: int | None = None
     """What `quota_roots` may take, where the host could not size their disk."""
     quota_roots: list[str] = field(default_factory=list[str])
+    limits: dict[str, float] = field(default_factory=dict[str, float])
+    """By the names of `backend.Limits`: what the model is told when it hits one; `output_bytes` and `call_seconds` are ours to
+    keep.
+    """
+    own_cgroup: bool = False
+    """Whether the counters that the sandbox sees are its own."""
+    own_disk: bool = False
+    """Whether the workspace lies on a disk of `disk_bytes`."""
     egress_socket: str | None = None
     """Where the host's egress gateway listens for this sandbox. None: there is no way out."""
     proxy_port: int | None = None

@@ -28,9 +28,11 @@ class Output:
         seconds: float,
         pause: Callable[[], None],
         resume: Callable[[], None],
+        kept_bytes_max: int = KEPT_BYTES_MAX,
     ) -> None:
         self._children, self._path, self._seconds = children, path, seconds
         self._pause, self._resume = pause, resume
+        self._kept_bytes_max = kept_bytes_max
         self._head = bytearray()
         self._tail = bytearray()
         self._pending = bytearray()
@@ -39,6 +41,11 @@ class Output:
         self._complete = False
         self._spilling: asyncio.Future[None] | None = None
         self._spill_error: str | None = None
+
+    @property
+    def tail(self) -> bytes:
+        """The end of what came so far."""
+        return bytes(self._tail)
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the command."""
@@ -58,7 +65,7 @@ class Output:
         self._spilling = asyncio.ensure_future(self._spill())
 
     def _keep(self, data: bytes) -> None:
-        data = data[: KEPT_BYTES_MAX - self._kept]
+        data = data[: self._kept_bytes_max - self._kept]
         if not data or self._spill_error is not None:
             return
         self._kept += len(data)
@@ -113,7 +120,7 @@ class Output:
         if self._spill_error is not None:
             where = f"the full output could not be kept ({self._spill_error})"
         elif self._kept < self._total:
-            where = f"the first {self._kept} bytes are in {self._path}"
+            where = f"the first {self._kept} bytes are in {self._path}, more is not kept of a call"
         else:
             where = f"the full output is in {self._path}"
         return f"{head}\n\n[output of {self._total} bytes shortened; {where}]\n\n{tail}"

@@ -1,0 +1,288 @@
+"""Places for running sandboxes: who is turned away waits in a fair queue and is told so; and sandboxes made ahead of any session."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+from sqlalchemy import text
+
+from managed_agents.processes.sandboxes import sandbox_plan
+from managed_agents.reconcilers.sandbox_collector import SandboxCollector
+from managed_agents.reconcilers.sandbox_pool import SandboxPool
+from managed_agents.resources.sessions import places
+from managed_agents.scripted_model import tool_use
+from tests.conformance.test_sandbox_life import collector, result, rows, unowned
+from tests.support.stack import TOOLSET, Gate, Stack, Variant, gate, stack
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.anyio
+WAIT_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+async def narrow(anyio_backend: object, postgres_url: str, template: str) -> AsyncIterator[Stack]:
+    """A server whose host has one place."""
+    variant = Variant(settings={"sandbox_running_max": 1, "sandbox_wait_seconds": 20.0})
+    async with stack(postgres_url, template, variant=variant) as running:
+        yield running
+
+
+@pytest.fixture
+def held() -> Iterator[Gate]:
+    with gate() as made:
+        yield made
+
+
+@asynccontextmanager
+async def relieving(server: Stack) -> AsyncIterator[SandboxCollector]:
+    """What a worker does once a second."""
+    mine = collector(server)
+
+    async def look() -> None:
+        while True:
+            await mine.relieve()
+            await anyio.sleep(0.1)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(look)
+        yield mine
+        group.cancel_scope.cancel()
+
+
+async def session_of(server: Stack, *commands: str) -> Any:
+    replies: list[Any] = []
+    for command in commands:
+        replies += [[tool_use("bash", command=command)], "done"]
+    return await server.session(replies, tools=TOOLSET)
+
+
+async def waiting(server: Stack) -> int:
+    async with server.db.transaction() as tx:
+        return await places.waiting(tx, host=server.settings.effective_host_name)
+
+
+def told(event: Any) -> bool:
+    return event.type == "session.error" and "Waiting for a place: 1 sandboxes may run" in event.error.message
+
+
+@pytest.mark.requirement("ENV-071")
+async def test_a_session_waits_for_a_place_and_says_so_and_the_one_at_rest_gives_way(narrow: Stack, held: Gate) -> None:
+    first = await session_of(narrow, f"echo kept > f; {held.command}", "cat f")
+    second = await session_of(narrow, "echo second")
+    async with narrow.watching(first) as one, narrow.watching(second) as two, relieving(narrow):
+        await narrow.say(first, "go")
+        await held.started()
+        await narrow.say(second, "go")
+        error = await two.until(told)
+        assert error.error.retry_status.type == "retrying"
+        assert (await narrow.client.beta.sessions.retrieve(second.id)).status == "running"
+        assert "agent.tool_result" not in two.types  # one at work is never taken its place
+        held.open()
+        await one.idle()
+        await two.idle()
+        outcome = await two.until("agent.tool_result")
+        assert outcome.content[0].text == "second\n"
+        assert [row.state for row in await rows(narrow, first)] == ["stopped"]
+        # Back again: its files are where they were, and the other gives way in turn.
+        await unowned(narrow, second)
+        await narrow.say(first, "again")
+        await one.idle(count=2)
+        assert (await one.until("agent.tool_result", count=2)).content[0].text == "kept\n"
+    assert [row.state for row in await rows(narrow, second)] == ["stopped"]
+    assert await waiting(narrow) == 0
+
+
+@pytest.mark.requirement("ENV-071")
+async def test_who_waits_too_long_is_told_and_an_interrupt_does_not_wait(
+    narrow: Stack, held: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = await session_of(narrow, held.command)
+    stopped = await session_of(narrow, "echo never")
+    async with narrow.watching(stopped) as watch, narrow.watching(holder) as holding:
+        async with relieving(narrow):
+            await narrow.say(holder, "go")
+            await held.started()
+        await narrow.say(stopped, "go")
+        await watch.until(told)
+        with anyio.fail_after(5):
+            await narrow.client.beta.sessions.events.send(stopped.id, events=[{"type": "user.interrupt"}])
+            await watch.idle()
+        held.open()
+        await holding.idle()
+
+
+async def test_a_call_that_waits_too_long_fails_and_names_the_bound(postgres_url: str, template: str, held: Gate) -> None:
+    variant = Variant(settings={"sandbox_running_max": 1, "sandbox_wait_seconds": 0.3})
+    async with stack(postgres_url, template, variant=variant) as server:
+        holder = await session_of(server, held.command)
+        async with server.watching(holder) as holding:
+            await server.say(holder, "go")
+            await held.started()
+            said = await result(server, await session_of(server, "echo never"))
+            assert said.startswith(
+                "The sandbox could not run this call: all 1 sandboxes that may run on its host at once stayed in use"
+            )
+            held.open()
+            await holding.idle()
+
+
+async def test_the_queue_is_fair_between_workspaces_and_first_come_within(narrow: Stack) -> None:
+    """Only rows: who is let in next is a matter of what they say."""
+    host = "a host of rows"
+    sessions = {f"{who}{number}": f"sesn_fair_{who}{number}" for who in "ab" for number in range(4)}
+    async with narrow.db.transaction() as tx:
+        template_id: str = (await tx.execute(text("SELECT id FROM sessions LIMIT 1"))).scalar_one()
+        columns = ", ".join(
+            (
+                await tx.execute(
+                    text(
+                        "SELECT column_name FROM information_schema.columns WHERE table_name = 'sessions' AND is_generated = 'NEVER' "
+                        "AND column_name NOT IN ('id', 'workspace_id')"
+                    )
+                )
+            ).scalars()
+        )
+        for name, session_id in sessions.items():
+            copy = text(
+                f"INSERT INTO sessions (id, workspace_id, {columns}) SELECT :id, :workspace, {columns} FROM sessions WHERE id = :of"
+            )
+            workspace = narrow.caller.workspace_id if name[0] == "a" else narrow.other.workspace_id
+            await tx.execute(copy, {"id": session_id, "workspace": workspace, "of": template_id})
+        await tx.execute(text("UPDATE sessions SET deleted_at = clock_timestamp() WHERE id LIKE 'sesn\\_fair\\_%'"))
+
+    async def ask(name: str) -> bool:
+        async with narrow.db.transaction() as tx:
+            entered = await places.enter(tx, sessions[name], host=host, running_max=2)
+            if entered:
+                await tx.execute(
+                    text(
+                        "INSERT INTO sandboxes (id, session_id, generation, host, state) VALUES (:id, :session_id, 1, :host, 'live')"
+                    ),
+                    {"id": f"sbx_{sessions[name]}", "session_id": sessions[name], "host": host},
+                )
+            return entered
+
+    async def release(name: str) -> None:
+        async with narrow.db.transaction() as tx:
+            await tx.execute(text("DELETE FROM sandboxes WHERE session_id = :id"), {"id": sessions[name]})
+
+    assert [await ask(name) for name in ("a0", "a1")] == [True, True]
+    assert [await ask(name) for name in ("a2", "a3", "b0", "b1")] == [False] * 4
+    await release("a0")
+    # `a` came first, and has one already; of `b` the one that came first.
+    assert [await ask(name) for name in ("a2", "a3", "b1", "b0")] == [False, False, False, True]
+    await release("a1")
+    assert [await ask(name) for name in ("b1", "a3", "a2")] == [False, False, True]
+    await release("b0")
+    assert [await ask(name) for name in ("a3", "b1")] == [False, True]
+    async with narrow.db.transaction() as tx:
+        # Who stopped asking is passed over, and forgotten.
+        await tx.execute(
+            text("UPDATE sandbox_waits SET seen_at = seen_at - interval '1 minute' WHERE host = :host"), {"host": host}
+        )
+        assert await places.waiting(tx, host=host) == 0
+        await tx.execute(text("DELETE FROM sandboxes WHERE host = :host"), {"host": host})
+
+
+# Made ahead
+
+
+def pool_of(server: Stack, count: int, **options: Any) -> SandboxPool:
+    plan = sandbox_plan(server.settings)
+    return SandboxPool(
+        server.db,
+        server.backend,
+        options.pop("spec", plan.spec),
+        {server.environment_id: count} if count else {},
+        host=server.settings.effective_host_name,
+        image=server.settings.sandbox_image,
+        **options,
+    )
+
+
+async def pooled(server: Stack) -> list[places.Pooled]:
+    async with server.db.transaction() as tx:
+        return await places.pooled(tx, host=server.settings.effective_host_name)
+
+
+@pytest.mark.requirement("ENV-072")
+async def test_a_session_adopts_a_sandbox_made_ahead_and_nobody_gets_it_after(server: Stack) -> None:
+    pool = pool_of(server, 2)
+    await pool.look()
+    ready = [each.id for each in await pooled(server)]
+    assert [each.ready for each in await pooled(server)] == [True, True]
+    await pool.look()
+    await collector(server).look()  # which destroys what nobody knows
+    assert [each.id for each in await pooled(server)] == ready
+    first = await session_of(server, "pwd; ls -A; echo mine > mine")
+    second = await session_of(server, "ls -A")
+    assert await result(server, first) == "/workspace\n"
+    assert await result(server, second) == "(no output)"
+    taken = {(await rows(server, each))[0].id for each in (first, second)}
+    assert taken == set(ready)
+    assert await pooled(server) == []
+    await pool.look()
+    assert not {each.id for each in await pooled(server)} & taken
+    await pool.drain()  # nothing: this server's worker lives
+    assert len(await pooled(server)) == 2
+    await pool_of(server, 0).look()
+    assert await pooled(server) == []
+    assert not {each.id for each in await server.backend.list()} & ({each.id for each in await pooled(server)} - taken)
+
+
+async def test_a_dead_one_from_the_pool_costs_the_model_nothing(server: Stack) -> None:
+    await pool_of(server, 1).look()
+    [ahead] = await pooled(server)
+    await (await server.backend.attach(ahead.id)).destroy()
+    session = await session_of(server, "echo fine")
+    assert await result(server, session) == "fine\n"
+    assert [row.id for row in await rows(server, session)] == [ahead.id]
+
+
+async def test_what_is_not_like_the_settings_any_more_is_given_up_and_its_sandbox_destroyed(server: Stack) -> None:
+    await pool_of(server, 1).look()
+    [old] = await pooled(server)
+    plan = sandbox_plan(server.settings)
+
+    def larger(*names: Any) -> Any:
+        spec = plan.spec(*names)
+        return replace(spec, limits=replace(spec.limits, pids=99))
+
+    pool = pool_of(server, 1, spec=larger)
+    await pool.look()
+    [new] = await pooled(server)
+    assert new.id != old.id
+    assert old.id not in {each.id for each in await server.backend.list()}
+    session = await session_of(server, "echo fine")
+    await result(server, session)
+    assert (await rows(server, session))[0].id not in (old.id, new.id)  # neither is like what it needs
+    await pool_of(server, 0).look()
+
+
+async def test_a_pool_takes_no_place_that_a_session_needs(narrow: Stack, held: Gate) -> None:
+    async def free() -> bool:
+        await collector(narrow).look()
+        return not any(each.running for each in await narrow.backend.list())
+
+    await until(free, seconds=WAIT_SECONDS)
+    pool = pool_of(narrow, 3, running_max=1)
+    await pool.look()
+    assert len(await pooled(narrow)) == 1
+    # Of another environment's likeness: it cannot be adopted, so it has to go.
+    async with narrow.db.transaction() as tx:
+        await tx.execute(text("UPDATE pooled_sandboxes SET fingerprint = 'other'"))
+    session = await session_of(narrow, "echo fine")
+    async with narrow.watching(session) as watch:
+        await narrow.say(session, "go")
+
+        async def asked() -> bool:
+            return await waiting(narrow) == 1
+
+        await until(asked, seconds=WAIT_SECONDS)
+        await pool.look()
+        await watch.idle()
+        assert (await watch.until("agent.tool_result")).content[0].text == "fine\n"
+    assert await pooled(narrow) == []
