@@ -10,7 +10,7 @@ a compaction leaves no assistant turn at all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -239,5 +239,6 @@ def _without_thinking(message: Json) -> Json:
 
 def _counted(usage: Any) -> int:
     """What the model counted; zero when that is nothing to go by. Old logs hold whatever an endpoint has said."""
-    counts: list[Any] = [usage.get(name) for name in COUNTED] if isinstance(usage, dict) else []
+    told: Json = cast(Json, usage) if isinstance(usage, dict) else {}
+    counts = [told.get(name) for name in COUNTED]
     return sum(count for count in counts if type(count) is int and 0 <= count <= COUNT_MAX)
