@@ -1,4 +1,4 @@
-"""Places for running sandboxes: who is turned away waits in a fair queue and is told so; and sandboxes made ahead of any session."""
+"""Places for running sandboxes: who is turned away waits in a fair queue and is told so; and sandboxes made ahead."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,8 +23,8 @@ WAIT_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
-async def narrow(anyio_backend: object, postgres_url: str, template: str) -> AsyncIterator[Stack]:
-    """A server whose host has one place."""
+async def narrow(server: Stack, postgres_url: str, template: str) -> AsyncIterator[Stack]:
+    """A server whose host has one place. After the package's: what began last has to end first."""
     variant = Variant(settings={"sandbox_running_max": 1, "sandbox_wait_seconds": 20.0})
     async with stack(postgres_url, template, variant=variant) as running:
         yield running
@@ -133,36 +133,30 @@ async def test_the_queue_is_fair_between_workspaces_and_first_come_within(narrow
     """Only rows: who is let in next is a matter of what they say."""
     host = "a host of rows"
     sessions = {f"{who}{number}": f"sesn_fair_{who}{number}" for who in "ab" for number in range(4)}
+    names = text(
+        "SELECT string_agg(column_name, ', ') FROM information_schema.columns WHERE table_name = 'sessions' "
+        "AND is_generated = 'NEVER' AND column_name NOT IN ('id', 'workspace_id', 'owner', 'deleted_at')"
+    )
+    made = await narrow.session()
     async with narrow.db.transaction() as tx:
-        template_id: str = (await tx.execute(text("SELECT id FROM sessions LIMIT 1"))).scalar_one()
-        columns = ", ".join(
-            (
-                await tx.execute(
-                    text(
-                        "SELECT column_name FROM information_schema.columns WHERE table_name = 'sessions' AND is_generated = 'NEVER' "
-                        "AND column_name NOT IN ('id', 'workspace_id')"
-                    )
-                )
-            ).scalars()
+        columns: str = (await tx.execute(names)).scalar_one()
+        copy = text(
+            f"INSERT INTO sessions (id, workspace_id, deleted_at, {columns}) "
+            f"SELECT :id, :workspace, clock_timestamp(), {columns} FROM sessions WHERE id = :of"
         )
         for name, session_id in sessions.items():
-            copy = text(
-                f"INSERT INTO sessions (id, workspace_id, {columns}) SELECT :id, :workspace, {columns} FROM sessions WHERE id = :of"
-            )
             workspace = narrow.caller.workspace_id if name[0] == "a" else narrow.other.workspace_id
-            await tx.execute(copy, {"id": session_id, "workspace": workspace, "of": template_id})
-        await tx.execute(text("UPDATE sessions SET deleted_at = clock_timestamp() WHERE id LIKE 'sesn\\_fair\\_%'"))
+            await tx.execute(copy, {"id": session_id, "workspace": workspace, "of": made.id})
 
     async def ask(name: str) -> bool:
         async with narrow.db.transaction() as tx:
             entered = await places.enter(tx, sessions[name], host=host, running_max=2)
             if entered:
-                await tx.execute(
-                    text(
-                        "INSERT INTO sandboxes (id, session_id, generation, host, state) VALUES (:id, :session_id, 1, :host, 'live')"
-                    ),
-                    {"id": f"sbx_{sessions[name]}", "session_id": sessions[name], "host": host},
+                row = {"id": f"sbx_{sessions[name]}", "session_id": sessions[name], "host": host}
+                live = (
+                    "INSERT INTO sandboxes (id, session_id, generation, host, state) VALUES (:id, :session_id, 1, :host, 'live')"
                 )
+                await tx.execute(text(live), row)
             return entered
 
     async def release(name: str) -> None:
@@ -185,6 +179,7 @@ async def test_the_queue_is_fair_between_workspaces_and_first_come_within(narrow
         )
         assert await places.waiting(tx, host=host) == 0
         await tx.execute(text("DELETE FROM sandboxes WHERE host = :host"), {"host": host})
+        await tx.execute(text("DELETE FROM sessions WHERE id LIKE 'sesn\\_fair\\_%'"))
 
 
 # Made ahead

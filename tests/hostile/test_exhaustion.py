@@ -10,6 +10,7 @@ from tests.integration.sandbox.contract import text
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 
+@pytest.mark.requirement("ENV-070")
 @pytest.mark.parametrize(
     "bomb",
     [

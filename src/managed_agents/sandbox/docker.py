@@ -38,6 +38,7 @@ from managed_agents.sandbox.handle import RunnerSandbox
 from managed_agents.sandbox.packages import InstallSettings, PackageImages, installs
 
 ENGINE_SECONDS = 60.0
+NO_ENGINE = 900  # the library's status where there was no connection
 LABEL = "managed-agents"
 SOCKET_DIRECTORY = "/run/managed-agents/socket"
 EGRESS_DIRECTORY = "/run/managed-agents/egress"
@@ -66,6 +67,8 @@ async def _engine(what: str) -> AsyncGenerator[None]:
         with anyio.fail_after(ENGINE_SECONDS):
             yield
     except aiodocker.DockerError as error:
+        if error.status == NO_ENGINE:
+            raise SandboxError(f"the engine does not answer ({what})") from error
         raise SandboxError(f"the engine failed to {what}: {error.message}") from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise SandboxError(f"the engine does not answer ({what}): {type(error).__name__}: {error}") from error

@@ -15,6 +15,8 @@ ELSEWHERE = {
     "snapshot.stored": "tests/crash/test_sandbox_lost.py",
     "idempotency.committed": "tests/crash/test_idempotency.py",
     "worker.freed": "tests/crash/test_drain.py",
+    "pool.recorded": "tests/crash/test_outages.py",
+    "pool.made": "tests/crash/test_outages.py",
     "worker.gave_back": "tests/crash/test_drain.py",
 }
 INTRODUCTION = """# Crash matrix
