@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 
 from managed_agents.processes.lifetime import settle_memory
-from tests.bench import egress, lists, log, requests, rest, stream, tools, turns
+from tests.bench import egress, lists, log, requests, rest, sandboxes, stream, tools, turns
 from tests.bench.figures import Figure
 from tests.bench.stack import Stack, running
 
@@ -30,6 +30,7 @@ SECTIONS: dict[str, Callable[[Stack], Awaitable[list[Figure]]]] = {
     "lists": lists.measure,
     "stream": stream.measure,
     "tools": tools.measure,
+    "sandboxes": sandboxes.measure,
     "egress": egress.measure,
 }
 LATEST = Path(".bench/latest.json")

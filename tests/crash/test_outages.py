@@ -99,8 +99,8 @@ async def session_of(server: Stack, *commands: str) -> Any:
     return await server.session(replies, tools=TOOLSET)
 
 
-async def started(server: Stack, session: Any) -> Sandbox:
-    """Wait until the session's command runs; returns a handle on its sandbox."""
+async def started(server: Stack, session: Any, mark: str) -> Sandbox:
+    """Wait until the session's command has made its mark; returns a handle on its sandbox."""
     found: list[Sandbox] = []
 
     async def there() -> bool:
@@ -111,7 +111,7 @@ async def started(server: Stack, session: Any) -> Sandbox:
             if sandbox_id is None:
                 return False
             found.append(await server.backend.attach(sandbox_id))
-        return any(entry.path == "started" for entry in await found[0].listing("/workspace"))
+        return any(entry.path == mark for entry in await found[0].listing("/workspace"))
 
     await until(there, seconds=60)
     return found[0]
@@ -150,11 +150,11 @@ async def test_the_engine_and_then_a_container_go_away_in_mid_call(
 
 
 async def _outages(server: Stack, engine: Engine) -> None:
-    running = await session_of(server, WAITING, "rm started go; " + WAITING, "echo kept > f; cat f")
+    running = await session_of(server, WAITING, "touch again; sleep 300", "echo kept > f; cat f")
     other = await session_of(server, "echo first", "echo second")
     async with server.watching(running) as watch, server.watching(other) as beside:
         await server.say(running, "go")
-        sandbox = await started(server, running)
+        sandbox = await started(server, running, "started")
         await engine.cut()
         # A call that runs needs no engine; a new sandbox does, and its session says what is wrong.
         await server.say(other, "go")
@@ -169,11 +169,14 @@ async def _outages(server: Stack, engine: Engine) -> None:
         assert results(beside)[1] == "second\n"
         # Now the container, by a hand from outside.
         await server.say(running, "again")
-        sandbox = await started(server, running)
+        second = await started(server, running, "again")
         name = f"ma-{_installation(server).partition('=')[2]}-{sandbox.id}.{sandbox.generation}"
+        assert second.id == sandbox.id
         await anyio.run_process(["docker", "-H", f"unix://{ENGINE}", "kill", name])
         await watch.idle(count=2)
         assert results(watch)[1] == CRASHED
+        for handle in (sandbox, second):
+            await handle.aclose()
         await server.say(running, "once more")
         await watch.idle(count=3)
         assert results(watch)[2].endswith("kept\n")
@@ -237,6 +240,7 @@ if disk.supported():
                 if isinstance(refused.value, OSError):
                     assert refused.value.errno == errno.ENOSPC
                 await sandbox.destroy()
+                await sandbox.aclose()
                 # There is room again, and the neighbour goes on without hands.
                 assert text(await neighbour.execute(new_call("bash", command="echo alive"))) == "alive\n"
                 third = await backend.provision(bench.spec(disk_bytes=256 * MIB))
@@ -249,6 +253,8 @@ if disk.supported():
                 await backend.collect_orphans(these)
                 after = bench.traces()
                 assert {kind: len(found) for kind, found in after.items()} == {kind: len(found) for kind, found in before.items()}
+                for handle in (neighbour, third):
+                    await handle.aclose()
         finally:
             await backend.collect_orphans(nothing_known)
             await backend.aclose()
