@@ -1,4 +1,4 @@
-"""Sandboxes: a first call cold, beside `docker run` of the same image, and from a pool; bytes through the runner; twenty at once."""
+"""Sandboxes: a first call, cold and from a pool, beside `docker run` of the image; bytes through the runner; many at once."""
 
 import subprocess
 import tempfile

@@ -68,7 +68,7 @@ def told(event: Any) -> bool:
     return event.type == "session.error" and "Waiting for a place: 1 sandboxes may run" in event.error.message
 
 
-@pytest.mark.requirement("ENV-071")
+@pytest.mark.requirement("ENV-081")
 async def test_a_session_waits_for_a_place_and_says_so_and_the_one_at_rest_gives_way(narrow: Stack, held: Gate) -> None:
     first = await session_of(narrow, f"echo kept > f; {held.command}", "cat f")
     second = await session_of(narrow, "echo second")
@@ -95,7 +95,7 @@ async def test_a_session_waits_for_a_place_and_says_so_and_the_one_at_rest_gives
     assert await waiting(narrow) == 0
 
 
-@pytest.mark.requirement("ENV-071")
+@pytest.mark.requirement("ENV-081")
 async def test_who_waits_too_long_is_told_and_an_interrupt_does_not_wait(
     narrow: Stack, held: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +203,7 @@ async def pooled(server: Stack) -> list[places.Pooled]:
         return await places.pooled(tx, host=server.settings.effective_host_name)
 
 
-@pytest.mark.requirement("ENV-072")
+@pytest.mark.requirement("ENV-082")
 async def test_a_session_adopts_a_sandbox_made_ahead_and_nobody_gets_it_after(server: Stack) -> None:
     pool = pool_of(server, 2)
     await pool.look()

@@ -44,7 +44,8 @@ from managed_agents.harness.worker import Worker
 from managed_agents.model.client import AnthropicModelClient
 from managed_agents.model.endpoint import Endpoint
 from managed_agents.model.models import Models
-from managed_agents.processes.worker import sandbox_backend, sandbox_spec, web_tools
+from managed_agents.processes.sandboxes import sandbox_plan
+from managed_agents.processes.worker import sandbox_backend, web_tools
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.schemas import ListEvents, SendEvents, UpdateSession
 from managed_agents.resources.sessions.service import Sessions
@@ -428,7 +429,7 @@ async def server(url: str, api_side: tuple[Database, Hub, Hints, TaskGroup], wor
                 db=db,
                 appender=Appender(db, worker_hints.appended),
                 requester=ModelRequester(client, Models(client.anthropic)),
-                hands=Hands(db, backend, blobs, sandbox_spec(settings), "here", settings.sandbox_image),
+                hands=Hands(db, backend, blobs, sandbox_plan(settings).spec, "here", settings.sandbox_image),
                 harnesses={STANDARD: StandardHarness()},
                 previews=PreviewSender(url),
                 web=WebTools(web_tools(settings, client).fetch, Somewhere()),

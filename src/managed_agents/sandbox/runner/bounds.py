@@ -35,12 +35,12 @@ class Bounds:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._kills = _Counter(_KILLS if config.own_cgroup else ())
+        self._refusals = _Counter(_REFUSALS if config.own_cgroup else ())
 
     def read(self) -> Reading:
         """Read the counters."""
-        if not self._config.own_cgroup:
-            return Reading(None, None)
-        return Reading(_counter(_KILLS), _counter(_REFUSALS))
+        return Reading(self._kills.read(), self._refusals.read())
 
     def hit(self, before: Reading, output: bytes = b"", *, failed: bool = True) -> list[str]:
         """Return a line for each bound that was run into since `before`; `output` is the end of what the call said."""
@@ -73,17 +73,27 @@ def _rose(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
 
-def _counter(places: tuple[tuple[str, str], ...]) -> int | None:
-    for path, name in places:
+class _Counter:
+    """One figure of one of the kernel's files, kept open: it is read around every call."""
+
+    def __init__(self, places: tuple[tuple[str, str], ...]) -> None:
+        self._fd = -1
+        for path, name in places:
+            try:
+                self._fd = os.open(f"{_CGROUP}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue  # the other hierarchy, or a sandbox without
+            self._line = re.compile(rb"^%s (\d+)$" % name.encode(), re.MULTILINE)
+            break
+
+    def read(self) -> int | None:
+        if self._fd < 0:
+            return None
         try:
-            with open(f"{_CGROUP}/{path}") as file:
-                for line in file:
-                    key, _, value = line.partition(" ")
-                    if key == name:
-                        return int(value)
-        except (OSError, ValueError):
-            continue  # the other hierarchy, or a sandbox without
-    return None
+            found = self._line.search(os.pread(self._fd, 4096, 0))
+        except OSError:
+            return None
+        return None if found is None else int(found[1])
 
 
 def _size(count: float | None) -> str:
