@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from managed_agents.core import faults, limits
 from managed_agents.core.errors import TransientError
-from managed_agents.db.engine import Database, Tx
+from managed_agents.db.engine import Database, Tx, connection_lost
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import fold
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
@@ -251,4 +251,4 @@ class Appender:
 
 def _maybe_committed(error: Exception) -> bool:
     """Whether the transaction may have committed: only a refused statement surely rolled everything back."""
-    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or error.connection_invalidated)
+    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or connection_lost(error))
