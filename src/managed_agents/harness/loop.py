@@ -109,6 +109,7 @@ class SessionRunner:
                 self._background = group
                 self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
                 group.start_soon(self._hands.keep_safe)
+                group.start_soon(self._hands.collect_outputs)
                 try:
                     await self._run()
                 finally:
