@@ -1,5 +1,6 @@
 """A gateway with one sandbox directory, its policy and resolver told by the test, and clients on its socket."""
 
+import dataclasses
 import shutil
 import socket
 import ssl
@@ -15,14 +16,42 @@ import anyio.abc
 import anyio.streams.tls
 
 from managed_agents.core import addresses
+from managed_agents.egress import authority, tls
 from managed_agents.egress.access_log import Access, AccessLog
+from managed_agents.egress.authority import Authority
 from managed_agents.egress.connect import Connector
 from managed_agents.egress.gateway import Bounds, Gateway
-from managed_agents.egress.policy import Policy, PolicyUnknown
+from managed_agents.egress.policy import Binding, Policy, PolicyUnknown
+from managed_agents.egress.substitution import SecretUnknown, Sources, Substitution
+from managed_agents.egress.visit import Credentials
 from tests.support.waiting import until
 
 KEY = "sbx_1.1"
 WAIT_SECONDS = 15.0
+
+
+@dataclass
+class Lender:
+    """A `Source` whose bindings and secrets the test says."""
+
+    bound: list[Binding] = field(default_factory=list[Binding])
+    secrets: dict[str, Substitution | None] = field(default_factory=dict[str, Substitution | None])
+    asked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    async def bindings(self, session_id: str) -> Sequence[Binding]:
+        return self.bound
+
+    async def substitution(self, session_id: str, binding: Binding) -> Substitution | None:
+        self.asked.append((session_id, binding.id))
+        if binding.id not in self.secrets:
+            raise SecretUnknown("The credential for this host cannot be read. Please retry.")
+        return self.secrets[binding.id]
+
+    def lend(self, host: str, port: int, substitution: Substitution | None, **more: Any) -> None:
+        """Bind a secret to a host."""
+        key = f"secret_{len(self.bound)}"
+        self.bound.append(Binding("lender", key, (host,), port=port, **more))
+        self.secrets[key] = substitution
 
 
 @dataclass
@@ -35,12 +64,18 @@ class Way:
     """Answers of the resolver, in turn; the last one stays."""
     unknown: bool = False
     accesses: list[Access] = field(default_factory=list[Access])
+    lender: Lender = field(default_factory=Lender)
     log: AccessLog = field(init=False)
+    authority: Authority = field(init=False)
+    """Whose certificates sandboxes trust."""
+    world: Authority = field(init=False)
+    """Whose certificates the gateway trusts."""
 
     async def policy(self, sandbox_id: str, generation: int) -> Policy | None:
         if self.unknown:
             raise PolicyUnknown("away")
-        return self.policies.get((sandbox_id, generation))
+        found = self.policies.get((sandbox_id, generation))
+        return found and dataclasses.replace(found, bindings=tuple(self.lender.bound))
 
     async def write(self, entries: Sequence[Access]) -> None:
         self.accesses.extend(entries)
@@ -72,6 +107,26 @@ class Way:
                     await stream.send(data)
                 return await read_all(stream)
 
+    @asynccontextmanager
+    async def inside(self, authority: str, *, name: str | None = None) -> AsyncIterator[anyio.streams.tls.TLSStream]:
+        """A TLS connection through a tunnel, as a sandbox that trusts the gateway's authority makes it."""
+        async with await self.connect() as stream:
+            with anyio.fail_after(WAIT_SECONDS):
+                await stream.send(f"CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n".encode())
+                answer = await stream.receive()
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+                context = ssl.create_default_context(cadata=self.authority.pem)
+                host = name or authority.rpartition(":")[0].strip("[]")
+                wrapped = await anyio.streams.tls.TLSStream.wrap(stream, hostname=host, ssl_context=context)
+            yield wrapped
+
+    async def ask_inside(self, authority: str, data: bytes) -> bytes:
+        """As `ask`, inside TLS."""
+        async with self.inside(authority) as stream:
+            with anyio.fail_after(WAIT_SECONDS):
+                await stream.send(data)
+                return await read_all(stream)
+
     async def logged(self, count: int) -> list[Access]:
         """The first `count` entries; they come when a connection has ended on both sides."""
 
@@ -99,10 +154,13 @@ async def way_out(*, allowed: str = "127.0.0.0/8", bounds: Bounds | None = None)
     (directory / KEY / "egress").mkdir(parents=True)
     way = Way(directory, {("sbx_1", 1): Policy("sesn_1", "unrestricted")}, {})
     way.log = AccessLog(way)
+    way.authority, way.world = authority.load(directory / ".ours"), authority.load(directory / ".world")
+    credentials = Credentials(Sources({"lender": way.lender}), way.authority, tls.trusted_context(way.world.pem))
     connector = Connector(addresses.networks(allowed), way.resolve)
     try:
         async with anyio.create_task_group() as group:
-            await group.start(Gateway(directory, way, way.log, connector=connector, bounds=bounds).run)
+            gateway = Gateway(directory, way, way.log, connector=connector, credentials=credentials, bounds=bounds)
+            await group.start(gateway.run)
             await until(way.socket_path.exists, seconds=WAIT_SECONDS)
             yield way
             group.cancel_scope.cancel()
@@ -116,6 +174,8 @@ class Server:
 
     port: int
     answer: bytes
+    ending: bytes = b""
+    """What a request ends with that comes in several pieces."""
     requests: list[bytes] = field(default_factory=list[bytes])
     connections: int = 0
 
@@ -143,9 +203,12 @@ async def server(answer: bytes = OK, *, tls: ssl.SSLContext | None = None, echo:
                 if echo:
                     while True:
                         await stream.send(await stream.receive())
-                made.requests.append(await stream.receive())
+                received = await stream.receive()
+                while not received.endswith(made.ending):
+                    received += await stream.receive()
+                made.requests.append(received)
                 await stream.send(made.answer)
-            except (anyio.EndOfStream, anyio.BrokenResourceError):
+            except (anyio.EndOfStream, anyio.BrokenResourceError, ssl.SSLError):
                 return
 
     async with listener, anyio.create_task_group() as group:

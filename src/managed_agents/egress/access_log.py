@@ -18,7 +18,7 @@ QUEUED_MAX = 10_000
 WRITE_SECONDS = 1.0
 WRITE_SECONDS_MAX = 10.0
 
-Protocol = Literal["http", "connect", "socks"]
+Protocol = Literal["http", "https", "connect", "socks"]  # https: where TLS was ended here
 Outcome = Literal["allowed", "blocked", "refused_address", "unresolved", "unreachable", "over_limit", "bad_request"]
 logger = logging.getLogger(__name__)
 

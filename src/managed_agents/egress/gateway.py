@@ -21,8 +21,9 @@ import anyio.abc
 
 from managed_agents.egress.access_log import AccessLog
 from managed_agents.egress.connect import Connector
-from managed_agents.egress.door import Door, Shared
+from managed_agents.egress.door import Door
 from managed_agents.egress.policy import EgressPolicy
+from managed_agents.egress.visit import Credentials, Shared
 
 LOOK_SECONDS = 0.2
 LOCK_SECONDS = 1.0
@@ -47,11 +48,20 @@ class Gateway:
     """Keeps a door for each sandbox."""
 
     def __init__(
-        self, run_dir: Path, policies: EgressPolicy, log: AccessLog, *, connector: Connector, bounds: Bounds | None = None
+        self,
+        run_dir: Path,
+        policies: EgressPolicy,
+        log: AccessLog,
+        *,
+        connector: Connector,
+        credentials: Credentials | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
+        """Without `credentials` no policy may have bindings."""
         self._run_dir = run_dir
         bounds = bounds or Bounds()
-        self._shared = Shared(policies, log, connector, bounds.connections, bounds.connections_in_all, bounds.bytes)
+        numbers = (bounds.connections, bounds.connections_in_all, bounds.bytes)
+        self._shared = Shared(policies, log, connector, credentials, *numbers)
         self._open: dict[Path, tuple[int, Door]] = {}
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

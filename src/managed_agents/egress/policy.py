@@ -15,6 +15,7 @@ Mode = Literal["unrestricted", "limited"]
 CACHE_SECONDS_MAX = 5.0
 CACHED_MAX = 10_000
 HOST_CHARS_MAX = 253
+HTTPS_PORT = 443
 
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 
@@ -24,20 +25,56 @@ class PolicyUnknown(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """Requests that get a credential (`substitution.py`). Holds no secret: policies are kept for seconds."""
+
+    source: str
+    """The name of the `Source` that knows the secret."""
+    id: str
+    """What the source calls it by."""
+    hosts: tuple[str, ...]
+    """As `allowed_hosts` of networking, and `*` for every host."""
+    paths: tuple[str, ...] = ()
+    """Requests to these paths and below, in whatever case. None: all."""
+    port: int = HTTPS_PORT
+    opens: bool = False
+    """Whether covered requests are let through where networking does not allow the host."""
+
+    def covers(self, host: str, port: int) -> bool:
+        """Whether TLS to that place is ended here."""
+        return port == self.port and any(pattern == "*" or matches(pattern, host) for pattern in self.hosts)
+
+    def covers_path(self, target: bytes) -> bool:
+        """Whether a request there gets the credential. What servers may read in several ways is not covered."""
+        if not self.paths:
+            return True
+        path = target.partition(b"?")[0].lower()
+        if b"//" in path or b"\\" in path or b"%" in path or any(part in (b".", b"..") for part in path.split(b"/")):
+            return False
+        wanted = [text.lower().rstrip("/").encode() for text in self.paths]
+        return any(path == one or path.startswith(one + b"/") for one in wanted)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """What one sandbox may do. `substitutions` are hosts whose requests get credentials, which nothing does yet."""
+    """What one sandbox may do."""
 
     session_id: str
     mode: Mode
     hosts: tuple[str, ...] = ()
     """Of `limited`: a name stands for itself, `*.` before it for everything below it and not for the name."""
-    substitutions: tuple[str, ...] = ()
+    bindings: tuple[Binding, ...] = ()
     bytes_before: int = 0
     """What the sandbox has used already, as far as it was recorded."""
 
     def allows(self, host: str) -> bool:
         """Whether connections to `host`, as `normal_host` gives it, are wanted."""
         return self.mode == "unrestricted" or any(matches(pattern, host) for pattern in self.hosts)
+
+    def bound(self, host: str, port: int) -> tuple[Binding, ...]:
+        """The bindings that cover a place, the most particular last. Any: TLS to there is ended here."""
+        usable = [one for one in self.bindings if one.covers(host, port) and (one.opens or self.allows(host))]
+        return tuple(sorted(usable, key=lambda one: max((len(path) for path in one.paths), default=0)))
 
 
 class EgressPolicy(Protocol):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from managed_agents.egress.policy import normal_host
+from managed_agents.egress.policy import HTTPS_PORT, normal_host
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -32,10 +32,12 @@ class Target:
     port: int
     path: bytes = b""
 
+    usual_port: int = 80
+
     @property
     def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == 80 else f"{host}:{self.port}"
+        return host if self.port == self.usual_port else f"{host}:{self.port}"
 
 
 def _authority(text: str, default_port: int | None) -> Target:
@@ -71,18 +73,38 @@ def forward_target(target: bytes, headers: Headers) -> Target:
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     wanted = _authority(authority, 80)
     path = rest[len(authority) :]
+    _check(headers, wanted, 80)
+    return Target(wanted.host, wanted.port, (path if path.startswith("/") else f"/{path}").encode())
+
+
+def inner_target(method: bytes, target: bytes, headers: Headers, connected: Target) -> Target:
+    """Where a request inside TLS goes, which is where the tunnel goes, or nowhere. Raises: BadRequest."""
+    if method in (b"CONNECT", b"TRACE"):
+        # A server that answers TRACE would show the sandbox what was written into the request.
+        raise BadRequest(f"{method.decode('latin-1')} cannot be used here")
+    if not target.startswith(b"/") and (method, target) != (b"OPTIONS", b"*"):
+        raise BadRequest("the target is no path")
+    if not target.isascii() or b"#" in target or b"\\" in target:
+        raise BadRequest("the target is no path")
+    if not any(name == b"host" for name, _ in headers):
+        raise BadRequest("there is no Host header")
+    _check(headers, connected, HTTPS_PORT)
+    return Target(connected.host, connected.port, target, HTTPS_PORT)
+
+
+def _check(headers: Headers, wanted: Target, default_port: int) -> None:
+    """Raises: BadRequest."""
     names = [name for name, _ in headers]
     if b"transfer-encoding" in names and b"content-length" in names:
         raise BadRequest("Content-Length beside Transfer-Encoding")
     hosts = [value for name, value in headers if name == b"host"]
-    if hosts and (len(hosts) > 1 or not _same(hosts[0], wanted)):
+    if hosts and (len(hosts) > 1 or not _same(hosts[0], wanted, default_port)):
         raise BadRequest("the Host header names another host than the target")
-    return Target(wanted.host, wanted.port, (path if path.startswith("/") else f"/{path}").encode())
 
 
-def _same(value: bytes, wanted: Target) -> bool:
+def _same(value: bytes, wanted: Target, default_port: int) -> bool:
     try:
-        named = _authority(value.decode("latin-1").strip(), 80)
+        named = _authority(value.decode("latin-1").strip(), default_port)
     except BadRequest:
         return False
     return (named.host, named.port) == (wanted.host, wanted.port)

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import cast
+from typing import Protocol, cast
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +18,24 @@ SPLICE_BYTES = 1024 * 1024
 
 Spend = Callable[[int], None]
 """Takes a number of bytes off a budget. Raises when there is nothing left."""
+
+
+class Stream(Protocol):
+    """A connection to one side, in the clear or inside TLS (`tls.py`)."""
+
+    async def receive(self, size: int = RECEIVE_BYTES) -> bytes:
+        """Return what has arrived; nothing at the end. Raises: OSError."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Raises: OSError."""
+        ...
+
+    async def gone(self) -> bool:
+        """Wait until the peer says more or ends; return whether it ended. Raises: OSError."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Wire:
@@ -55,6 +73,14 @@ class Wire:
                 rest = rest[self.socket.send(rest) :]
             except BlockingIOError:
                 await anyio.wait_writable(self.socket)
+
+    async def gone(self) -> bool:
+        """As `Stream.gone`."""
+        await anyio.wait_readable(self.socket)
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
 
     def end(self) -> None:
         """Say that nothing more is sent."""

@@ -5,20 +5,26 @@ Whoever holds the lock in the run directory serves; the others wait, and take ov
 
 import functools
 import logging
+import os
+import re
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import anyio
+import certifi
 from anyio.lowlevel import checkpoint
 
 from managed_agents.core import addresses
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
+from managed_agents.egress import authority, tls
 from managed_agents.egress.access_log import AccessLog
 from managed_agents.egress.connect import Connector
 from managed_agents.egress.gateway import Bounds, Gateway
 from managed_agents.egress.policy import CachedPolicies
+from managed_agents.egress.substitution import Source, Sources
+from managed_agents.egress.visit import Credentials
 from managed_agents.processes.lifetime import until_signalled
 from managed_agents.processes.settings import CannotStart
 from managed_agents.resources.sessions.egress import StoredPolicies
@@ -28,6 +34,7 @@ from managed_agents.sandbox.package_hosts import PackageHosts
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]+-----END CERTIFICATE-----")
 
 
 async def run(settings: Settings) -> None:
@@ -40,8 +47,18 @@ async def run(settings: Settings) -> None:
         await db.dispose()
 
 
+def credential_sources(settings: Settings, db: Database) -> Mapping[str, Source]:
+    """What knows the credentials of sessions, by the name its bindings carry (`egress/substitution.py`)."""
+    del settings, db
+    return {}
+
+
 async def serve(settings: Settings, db: Database) -> None:
-    """Serve until cancelled, or wait while another process does."""
+    """Serve until cancelled, or wait while another process does.
+
+    Raises:
+        CannotStart: The certificate authority of this host, or EXTRA_CA, cannot be read.
+    """
     hosts = PackageHosts(settings.sandbox_image)
     named = [host.strip() for host in settings.egress_package_hosts.split(",") if host.strip()]
 
@@ -52,13 +69,16 @@ async def serve(settings: Settings, db: Database) -> None:
             logger.warning("hosts of the package managers are not known: %s", error)
             return named
 
-    stored = StoredPolicies(db, package_hosts)
+    sources = Sources(credential_sources(settings, db))
+    credentials = Credentials(sources, _authority(settings), tls.trusted_context(_authorities(settings)))
+    stored = StoredPolicies(db, package_hosts, sources.bindings)
     log = AccessLog(stored)
     gateway = Gateway(
         settings.effective_run_dir,
         CachedPolicies(stored),
         log,
         connector=Connector(addresses.networks(settings.egress_allowed_networks)),
+        credentials=credentials,
         bounds=Bounds(connections=settings.egress_connections, bytes=settings.egress_bytes),
     )
     while True:
@@ -71,25 +91,45 @@ async def serve(settings: Settings, db: Database) -> None:
         await anyio.sleep(RESTART_SECONDS)
 
 
-def ca_bundle(settings: Settings) -> Path | None:
-    """The authorities that sandboxes trust: this machine's and those of EXTRA_CA. None without EXTRA_CA.
+def ca_bundle(settings: Settings) -> Path:
+    """The authorities that sandboxes trust: the usual ones, those of EXTRA_CA, and this host's own (made when there is none).
 
     Raises:
-        CannotStart: EXTRA_CA cannot be read, or holds no certificate.
+        CannotStart: EXTRA_CA cannot be read or holds no certificate, or this host's authority cannot be read or made.
     """
-    if settings.extra_ca is None:
-        return None
-    try:
-        extra = settings.extra_ca.read_text()
-        ssl.create_default_context(cadata=extra)
-    except (OSError, ValueError, ssl.SSLError) as error:
-        raise CannotStart(f"MANAGED_AGENTS_EXTRA_CA={settings.extra_ca}: {error}") from None
-    ours = Path(ssl.get_default_verify_paths().cafile or "")
-    usual = ours.read_text() if ours.is_file() else ""
     bundle = settings.data_dir / "ca-bundle.pem"
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    draft = bundle.with_suffix(".new")
-    draft.write_text(f"{usual.rstrip()}\n{extra.rstrip()}\n")
+    text = f"{_authorities(settings)}{_authority(settings).pem}"
+    if bundle.exists() and bundle.read_text() == text:
+        return bundle
+    # Whole or not at all, and a file of its own: sandboxes that have the old one mounted keep it.
+    draft = bundle.with_suffix(f".{os.getpid()}.new")
+    draft.write_text(text)
     draft.chmod(0o644)
     draft.rename(bundle)
     return bundle
+
+
+def _authority(settings: Settings) -> authority.Authority:
+    """Raises: CannotStart."""
+    try:
+        return authority.load(settings.data_dir)
+    except authority.AuthorityUnreadable as error:
+        raise CannotStart(f"certificate authority of the egress gateway: {error}") from None
+
+
+def _authorities(settings: Settings) -> str:
+    """Whom this installation trusts: this machine's authorities, or a well-known list where it has none, and EXTRA_CA.
+
+    Raises: CannotStart.
+    """
+    found = _CERTIFICATE.findall(Path(ssl.get_default_verify_paths().cafile or certifi.where()).read_text(errors="replace"))
+    if settings.extra_ca is not None:
+        try:
+            extra = _CERTIFICATE.findall(settings.extra_ca.read_text())
+            ssl.create_default_context(cadata="\n".join(extra))
+        except (OSError, ValueError, ssl.SSLError) as error:
+            raise CannotStart(f"MANAGED_AGENTS_EXTRA_CA={settings.extra_ca}: {error}") from None
+        if not extra:
+            raise CannotStart(f"MANAGED_AGENTS_EXTRA_CA={settings.extra_ca}: there is no certificate in it")
+        found += extra
+    return "".join(f"{one}\n" for one in found)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from managed_agents.core.settings import Settings
+from managed_agents.egress import authority
 from managed_agents.processes.egress import ca_bundle
 from managed_agents.processes.settings import CannotStart
 from managed_agents.processes.worker import sandbox_spec
@@ -32,7 +33,22 @@ def test_the_bundle_holds_the_usual_ones_and_the_operators(tmp_path: Path) -> No
     assert len(subjects) > 1
     assert bundle.stat().st_mode & 0o777 == 0o644
     assert layout.certificate_environment("/x")["PIP_CERT"] == "/x"
-    assert sandbox_spec(Settings(data_dir=tmp_path))("sbx_1", 1, "sesn_1").ca_bundle is None
+
+
+def test_this_hosts_authority_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    first, second = (sandbox_spec(settings)("sbx_1", 1, "sesn_1").ca_bundle for _ in range(2))
+    assert first is not None
+    assert first == second
+    made = authority.load(settings.data_dir)
+    assert made.pem in first.read_text()
+    key = settings.data_dir / authority.DIRECTORY / "key.pem"
+    assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert "PRIVATE" not in first.read_text()
+    assert sorted(path.name for path in settings.data_dir.iterdir()) == ["ca-bundle.pem", authority.DIRECTORY]
+    key.write_text("nonsense")
+    with pytest.raises(CannotStart, match="certificate authority of the egress gateway"):
+        ca_bundle(settings)
 
 
 @pytest.mark.requirement("ENV-052")

@@ -4,6 +4,7 @@ A policy is the environment's networking as it was when the sandbox was bound. T
 agent's servers at any time; those of `allow_package_managers` come from the sandbox image and the operator.
 """
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.db.engine import Database
 from managed_agents.egress.access_log import Access, LogFailed
-from managed_agents.egress.policy import Policy, PolicyUnknown, normal_host
+from managed_agents.egress.policy import Binding, Policy, PolicyUnknown, normal_host
 
 KEPT_ENTRIES = 1000
 
@@ -51,9 +52,14 @@ _TRIM = text("""
 class StoredPolicies:
     """`EgressPolicy` and `AccessStore` over the database."""
 
-    def __init__(self, db: Database, package_hosts: Callable[[], Awaitable[Iterable[str]]]) -> None:
-        """`package_hosts` tells the hosts that `allow_package_managers` opens."""
-        self._db, self._package_hosts = db, package_hosts
+    def __init__(
+        self,
+        db: Database,
+        package_hosts: Callable[[], Awaitable[Iterable[str]]],
+        bindings: Callable[[str], Awaitable[Sequence[Binding]]],
+    ) -> None:
+        """`package_hosts` tells the hosts that `allow_package_managers` opens, `bindings` what a session has credentials for."""
+        self._db, self._package_hosts, self._bindings = db, package_hosts, bindings
 
     async def policy(self, sandbox_id: str, generation: int) -> Policy | None:
         """As `EgressPolicy.policy`."""
@@ -64,9 +70,11 @@ class StoredPolicies:
                 return None
             networking: Mapping[str, Any] = row.networking
             packages = await self._package_hosts() if networking.get("allow_package_managers") else ()
+            bindings = await self._bindings(row.id)
         except (SQLAlchemyError, OSError) as error:
             raise PolicyUnknown(str(error)) from error
-        return policy_of(row.id, networking, row.mcp_servers or (), packages, row.egress_bytes)
+        policy = policy_of(row.id, networking, row.mcp_servers or (), packages, row.egress_bytes)
+        return dataclasses.replace(policy, bindings=tuple(bindings))
 
     async def write(self, entries: Sequence[Access]) -> None:
         """As `AccessStore.write`."""

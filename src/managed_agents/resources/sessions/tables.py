@@ -76,7 +76,7 @@ class EgressRow(Base):
     sandbox_id: Mapped[str] = mapped_column(Text)
     generation: Mapped[int] = mapped_column(Integer)
     at: Mapped[datetime] = mapped_column(INSTANT)
-    protocol: Mapped[str] = mapped_column(Text)  # http | connect | socks
+    protocol: Mapped[str] = mapped_column(Text)  # http | https | connect | socks
     host: Mapped[str] = mapped_column(Text)
     port: Mapped[int] = mapped_column(Integer)
     outcome: Mapped[str] = mapped_column(Text)

@@ -1,0 +1,195 @@
+"""One request and its answer, between a client and a server, both framed by h11.
+
+Everything is written anew from what was understood of it. Bodies pass in pieces, in both directions at once; what a credential
+replaces in a body is replaced on the way, and only small bodies are held back for it, so that their length can be told.
+
+Race: a server may answer before it has the whole request, and close. Its answer still arrives.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import anyio
+import h11
+
+from managed_agents.egress import request as requests
+from managed_agents.egress.access_log import Outcome
+from managed_agents.egress.connect import Unreachable
+from managed_agents.egress.request import Target
+from managed_agents.egress.substitution import Replacing, SecretUnknown, Substitution, in_body, written
+from managed_agents.egress.wire import Stream, alone
+
+HEAD_BYTES_MAX = 64 * 1024
+SILENCE_SECONDS_MAX = 900.0  # an answer may take long to begin; a connection without a byte in either direction ends
+HELD_BODY_BYTES_MAX = 64 * 1024  # of a body that is rewritten; longer ones are sent in chunks
+
+
+class Refused(Exception):
+    """The gateway does not let this through; the message is for the sandbox."""
+
+    def __init__(self, message: str, outcome: Outcome, *, status: int = 403) -> None:
+        super().__init__(message)
+        self.outcome: Outcome = outcome
+        self.status = status
+
+
+class Books(Protocol):
+    """What is written down about one request."""
+
+    def sent(self, size: int) -> None:
+        """Raises: Refused when the budget is spent."""
+        ...
+
+    def received(self, size: int) -> None:
+        """Raises: Refused when the budget is spent."""
+        ...
+
+
+class ClientSide:
+    """What the client says, and what is said to it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+
+    async def event(self, seconds: float) -> h11.Event | None:
+        """The next thing the client says; None when it may not say any more yet.
+
+        Raises: OSError, TimeoutError, h11.RemoteProtocolError.
+        """
+        with anyio.fail_after(seconds):
+            while True:
+                event = self.connection.next_event()
+                if event is not h11.NEED_DATA:
+                    return event if isinstance(event, h11.Event) else None
+                self.connection.receive_data(await self.stream.receive())
+
+    async def send(self, event: h11.Event) -> None:
+        """Raises: OSError, TimeoutError."""
+        with anyio.fail_after(SILENCE_SECONDS_MAX):
+            await self.stream.send(self.connection.send(event) or b"")
+
+
+class Exchange:
+    """Passes one request on, and its answer back."""
+
+    def __init__(self, client: ClientSide, upstream: Stream, books: Books) -> None:
+        self._client, self._upstream, self._books = client, upstream, books
+        self._server = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+
+    async def run(self, request: h11.Request, target: Target, substitutions: Sequence[Substitution] = ()) -> bool:
+        """Returns whether another request may follow. Raises: Refused, Unreachable, OSError, TimeoutError."""
+        headers = requests.forwarded(list(request.headers), also_without=[b"host", b"expect"])
+        try:
+            headers = written(substitutions, headers)
+        except SecretUnknown as error:
+            raise Refused(str(error), "unreachable", status=503) from error
+        replaced = in_body(substitutions)
+        replacing = Replacing(replaced) if replaced else None
+        with alone():
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._upload, request, target, headers, replacing)
+                await self._download()
+                group.cancel_scope.cancel()
+        connection = self._client.connection
+        return (connection.our_state, connection.their_state) == (h11.DONE, h11.DONE)
+
+    # The request
+
+    async def _upload(
+        self, request: h11.Request, target: Target, headers: list[tuple[bytes, bytes]], replacing: Replacing | None
+    ) -> None:
+        try:
+            if self._client.connection.they_are_waiting_for_100_continue:
+                await self._client.send(h11.InformationalResponse(status_code=100, headers=[]))
+            held: bytes | None = None
+            if replacing is not None:
+                headers, held = await self._held_body(headers, replacing)
+            head = [(b"host", target.authority.encode()), *headers, (b"connection", b"close")]
+            going = await self._pass(h11.Request(method=request.method, target=target.path, headers=head))
+            if held is not None:
+                going = going and await self._pass(h11.Data(data=held)) and await self._pass(h11.EndOfMessage())
+            elif going:
+                going = await self._body(replacing)
+        except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+            raise ConnectionAbortedError(f"the request's body is broken: {error}") from error
+        # Else a silent server would hold the connection of a client that does not wait for its answer.
+        if going and await self._client.stream.gone():
+            raise ConnectionAbortedError("the client went away")
+
+    async def _body(self, replacing: Replacing | None) -> bool:
+        """Pass the body on. Returns whether the server took it."""
+        while True:
+            event = await self._client.event(SILENCE_SECONDS_MAX)
+            if isinstance(event, h11.Data):
+                self._books.sent(len(event.data))
+                data = replacing.feed(bytes(event.data)) if replacing is not None else event.data
+                if not await self._pass(h11.Data(data=data)):
+                    return False
+            elif isinstance(event, h11.EndOfMessage):
+                if replacing is not None and not await self._pass(h11.Data(data=replacing.end())):
+                    return False
+                return await self._pass(h11.EndOfMessage())
+            else:
+                return False
+
+    async def _held_body(
+        self, headers: list[tuple[bytes, bytes]], replacing: Replacing
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return headers that fit the rewritten body, and that body when it is small enough to be kept.
+
+        Else it is to be sent in chunks as it is rewritten: nobody knows its length beforehand.
+        """
+        length = next((int(value) for name, value in headers if name == b"content-length"), None)
+        others = [(name, value) for name, value in headers if name not in (b"content-length", b"transfer-encoding")]
+        if length is None:
+            return headers, None
+        if length > HELD_BODY_BYTES_MAX:
+            return [*others, (b"transfer-encoding", b"chunked")], None
+        body = b""
+        while isinstance(event := await self._client.event(SILENCE_SECONDS_MAX), h11.Data):
+            self._books.sent(len(event.data))
+            body += replacing.feed(bytes(event.data))
+        if not isinstance(event, h11.EndOfMessage):
+            raise ConnectionAbortedError("the client went away")
+        body += replacing.end()
+        return [*others, (b"content-length", str(len(body)).encode())], body
+
+    async def _pass(self, event: h11.Event) -> bool:
+        """Say something to the server. Returns whether it listens: it may have answered and closed."""
+        data = self._server.send(event)
+        try:
+            with anyio.fail_after(SILENCE_SECONDS_MAX):
+                await self._upstream.send(data or b"")
+        except TimeoutError:
+            raise
+        except OSError:
+            return False
+        return True
+
+    # The answer
+
+    async def _download(self) -> None:
+        begun = False
+        while True:
+            try:
+                event = self._server.next_event()
+                if event is h11.NEED_DATA:
+                    with anyio.fail_after(SILENCE_SECONDS_MAX):
+                        self._server.receive_data(await self._upstream.receive())
+                    continue
+            except (h11.RemoteProtocolError, OSError) as error:
+                if begun:
+                    raise ConnectionAbortedError("the answer broke off") from error
+                raise Unreachable(f"The server's answer is none: {error}", "unreachable") from error
+            if isinstance(event, h11.Response):
+                begun = True
+                headers = requests.forwarded(list(event.headers))
+                await self._client.send(h11.Response(status_code=event.status_code, headers=headers, reason=event.reason))
+            elif isinstance(event, h11.Data):
+                self._books.received(len(event.data))
+                await self._client.send(event)
+            elif isinstance(event, h11.EndOfMessage):
+                return await self._client.send(h11.EndOfMessage())
+            elif not isinstance(event, h11.InformationalResponse):
+                raise Unreachable("The server closed the connection without an answer", "unreachable")
