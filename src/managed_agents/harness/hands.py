@@ -18,9 +18,10 @@ from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database
 from managed_agents.harness import outputs
+from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.turn import ToolCall
-from managed_agents.resources.sessions import bindings, snapshots
+from managed_agents.resources.sessions import bindings, repositories, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
 from managed_agents.sandbox.backend import (
     BadArchive,
@@ -84,6 +85,9 @@ class SessionHands:
         self._sandbox: Sandbox | None = None
         self._handles: list[Sandbox] = []  # all that may hold connections, the one that is gone too
         self._opening = anyio.Lock()
+        self.repositories = Repositories(
+            hands.db, self._session_id, claim.epoch, has_gateway="network" in hands.backend.capabilities
+        )
         self._outputs = outputs.Outputs(hands.db, hands.blobs, self._workspace_id, self._session_id)
         self._uploads: list[Upload] = []
         self._uploads_as_of: int | None = None
@@ -106,7 +110,7 @@ class SessionHands:
         Cancelling gives up the place in the queue; what has begun is finished.
         """
         try:
-            await self._open()
+            await self.repositories.clone(await self._open())
         except SandboxError as error:
             logger.warning("sandbox of %s is not ready yet: %s", self._session_id, error)
 
@@ -121,6 +125,7 @@ class SessionHands:
         try:
             sandbox = await self._open()
             await self._mount(sandbox)
+            await self.repositories.clone(sandbox)
             faults.reach(BEFORE_CALL)
             self._used = True
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
@@ -356,6 +361,8 @@ class SessionHands:
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
+            if snapshot is not None:
+                await repositories.inherit_states(tx, binding.sandbox_id)
             await bindings.set_live(tx, binding.sandbox_id)
         faults.reach(RECORDED)
         self._binding = binding
