@@ -4,6 +4,9 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 UV ?= uv
+# Test files run side by side; 0: one after the other, in one process.
+TEST_PROCESSES ?= 3
+PARALLEL := -n $(TEST_PROCESSES) --dist loadfile
 # More words for pytest, the demo or the server: make test ARGS="-k files", make demo ARGS=--crash
 ARGS ?=
 
@@ -40,16 +43,16 @@ format: environment ## Format and fix what can be fixed by itself
 .PHONY: test
 test: setup clients check ## All checks and tests, at most 20 minutes
 	@mkdir -p .state
-	$(PYTEST) -m "not full" --junitxml=.state/tests.xml $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not full" --junitxml=.state/tests.xml $(ARGS)
 
 .PHONY: test-full
 test-full: setup clients check ## `test` and what takes long
 	@mkdir -p .state
-	$(PYTEST) --junitxml=.state/tests-full.xml $(ARGS)
+	$(PYTEST) $(PARALLEL) --junitxml=.state/tests-full.xml $(ARGS)
 
 .PHONY: test-crash
 test-crash: setup ## Only the tests that kill processes
-	$(PYTEST) tests/crash $(ARGS)
+	$(PYTEST) $(PARALLEL) tests/crash $(ARGS)
 
 .PHONY: bench
 bench: setup ## Speed against the targets, as ratios to baselines of the same run

@@ -1,7 +1,8 @@
 """The database drops every connection in mid-turn."""
 
+import anyio
 import pytest
-from anthropic import AsyncAnthropic
+from anthropic import APIStatusError, AsyncAnthropic
 from sqlalchemy import text
 
 from managed_agents.db.engine import Database
@@ -58,3 +59,31 @@ async def test_lost_connections_during_a_tool_call_do_not_run_it_again(
         seen = await follower.idle()
     assert seen == await finished(session_id)
     assert side.read_text() == "ran\n"
+
+
+async def test_whoever_asks_while_connections_are_lost_is_answered_or_told_to_come_again(
+    cluster: Cluster, client: AsyncAnthropic, db: Database
+) -> None:
+    await cluster.api()
+    await make_session(client)
+    patient, seen = client, list[int]()
+    client = client.with_options(max_retries=0)
+
+    async def ask(number: int) -> None:
+        try:
+            if number % 2:
+                await client.beta.environments.create(name=f"asked {number}")
+            else:
+                await client.beta.agents.list()
+            seen.append(200)
+        except APIStatusError as error:
+            seen.append(error.status_code)
+
+    for start in range(0, 100, 20):
+        await terminate_all(db)
+        async with anyio.create_task_group() as group:
+            for number in range(start, start + 20):
+                group.start_soon(ask, number)
+        await patient.beta.agents.list()
+    assert len(seen) == 100
+    assert set(seen) <= {200, 529}

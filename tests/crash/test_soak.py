@@ -121,7 +121,6 @@ async def _at_most(count: Any, most: int) -> bool:
     return await count <= most
 
 
-@pytest.mark.full  # it failed once on a quiet machine; the cause is not found yet
 async def test_a_small_soak(cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished) -> None:
     print(await soak(cluster, client, db, finished, SMALL))
 

@@ -148,10 +148,12 @@ async def read_all(stream: anyio.abc.ByteReceiveStream) -> bytes:
 
 
 @asynccontextmanager
-async def way_out(*, allowed: str = "127.0.0.0/8", bounds: Bounds | None = None) -> AsyncIterator[Way]:
+async def way_out(
+    *, allowed: str = "127.0.0.0/8", bounds: Bounds | None = None, directory: Path | None = None
+) -> AsyncIterator[Way]:
     """Run a gateway whose only sandbox is unrestricted; loopback is allowed unless told otherwise."""
-    directory = Path(tempfile.mkdtemp(prefix="ma-", dir="/tmp"))
-    (directory / KEY / "egress").mkdir(parents=True)
+    directory = directory or Path(tempfile.mkdtemp(prefix="ma-", dir="/tmp"))
+    (directory / KEY / "egress").mkdir(parents=True, exist_ok=True)
     way = Way(directory, {("sbx_1", 1): Policy("sesn_1", "unrestricted")}, {})
     way.log = AccessLog(way)
     way.authority, way.world = authority.load(directory / ".ours"), authority.load(directory / ".world")
@@ -165,7 +167,7 @@ async def way_out(*, allowed: str = "127.0.0.0/8", bounds: Bounds | None = None)
             yield way
             group.cancel_scope.cancel()
     finally:
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @dataclass

@@ -46,6 +46,7 @@ POLL_SECONDS = 1.0
 
 # Crashes
 CRASHES_MAX = 5  # of a session in a row, without progress between; then its turn is given up
+CRASH_DELAY_FIRST_SECONDS = 2.0  # after a failure of our own, doubling with each; a death costs nothing at first
 CRASH_DELAY_SECONDS_MAX = 60.0
 
 # The database

@@ -4,16 +4,17 @@ Statements are SQLAlchemy Core on an `AsyncConnection`; rows become frozen model
 that receive a `tx` never commit. No network call of ours happens inside a transaction.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any, NewType
+from typing import Any, NewType, cast
 
 import orjson
 from anyio import get_current_task
-from asyncpg import InternalClientError
+from asyncpg import InterfaceError, InternalClientError, PostgresError
 from sqlalchemy import MetaData, event
 from sqlalchemy.engine import URL, AdaptedConnection, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -22,6 +23,9 @@ from managed_agents.core import limits
 # A frozen process must not keep its locks, neither between two statements nor in the middle of one: asyncpg prepares and
 # executes in two messages, and to the server the gap is a running statement. Servers before this version bound only the former.
 TRANSACTION_TIMEOUT_SINCE = 17
+
+# The classes of SQLSTATE for connections, and for a server that stops, crashes or starts.
+_WENT_AWAY = ("08", "57P01", "57P02", "57P03")
 
 _ARRAYS_OF = ("text", "bigint", "int", "float8", "numeric", "bool", "bytea", "timestamptz")
 
@@ -78,6 +82,27 @@ def _prepare_connection(dbapi_connection: AdaptedConnection, _record: object) ->
     dbapi_connection.run_async(_prepare)
 
 
+def _look_at_connection(dbapi_connection: AdaptedConnection, _record: object, _proxy: object) -> None:
+    """Have the pool replace a connection whose end was heard while nobody used it, as after a restart of the server."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether `error` says that the database, or the connection to it, went away: another try may do.
+
+    What was under way may have been committed. A statement that the server refused is none of it.
+    """
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, ConnectionError)
+    if error.connection_invalidated:
+        return True
+    cause = error.orig.__cause__ if error.orig is not None else None
+    if isinstance(cause, PostgresError):
+        return str(cast(Any, cause).sqlstate).startswith(_WENT_AWAY)
+    return isinstance(cause, (InterfaceError, InternalClientError))
+
+
 class UnitOfWork:
     """A transaction that every transaction of one task joins until it ends."""
 
@@ -108,6 +133,14 @@ def after_commit(call: Callable[[], None]) -> None:
         unit.after_commit.append(call)
 
 
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except (InterfaceError, InternalClientError, PostgresError) as error:
+        raise ConnectionError(f"the database connection broke: {error}") from error
+
+
 class Database:
     """The engine of one process."""
 
@@ -119,6 +152,7 @@ class Database:
             max_overflow=0,
             pool_timeout=limits.LOCK_TIMEOUT_SECONDS,
             pool_pre_ping=False,
+            hide_parameters=True,  # an error is logged; what the user wrote, or a secret, is not
             json_serializer=_dumps,
             json_deserializer=orjson.loads,
             connect_args={
@@ -133,6 +167,7 @@ class Database:
             },
         )
         event.listen(self.engine.sync_engine, "connect", _prepare_connection)
+        event.listen(self.engine.sync_engine, "checkout", _look_at_connection)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
@@ -140,32 +175,31 @@ class Database:
         """Open a transaction; commit at the end of the block, roll back when it raises.
 
         Raises:
-            ConnectionError: asyncpg was confused by a connection that the server was just closing; SQLAlchemy translates
-                every other failure, not this one.
+            ConnectionError: the server was just closing the connection, or did so while it was made; SQLAlchemy translates
+                every other failure.
         """
         if (unit := self._unit()) is not None:
             async with unit.joined() as tx:
                 yield tx
             return
-        try:
+        with _translated():
             async with self.engine.begin() as connection:
                 yield Tx(connection)
-        except InternalClientError as error:
-            raise ConnectionError(f"the database connection broke: {error}") from error
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncGenerator[Tx]:
         """A connection on which each statement is its own transaction: for reads, and for a write that is one statement.
 
         It saves two of three round trips. A read sees what was committed when it began, as it would inside a transaction
-        (READ COMMITTED).
+        (READ COMMITTED). Raises as `transaction` does.
         """
         if (unit := self._unit()) is not None:
             async with unit.joined() as tx:
                 yield tx
             return
-        async with self._autocommit.connect() as connection:
-            yield Tx(connection)
+        with _translated():
+            async with self._autocommit.connect() as connection:
+                yield Tx(connection)
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncGenerator[Tx]:

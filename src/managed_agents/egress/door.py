@@ -15,6 +15,7 @@ from managed_agents.egress.visit import Sandbox, SandboxVisit, Shared
 from managed_agents.egress.wire import Wire
 
 ACCEPT_PAUSE_SECONDS = 0.1
+FAIR_CONNECTIONS = 8  # of one sandbox, which it gets however many the others have
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +52,9 @@ class Door:
     async def _connection(self, sock: socket.socket) -> None:
         """Supervise one connection: whatever it does, the others go on."""
         wire, shared = Wire(sock), self._sandbox.shared
-        full = self._connections >= shared.connections_max or shared.connections >= shared.connections_in_all_max
+        # Those who hold many connections do not keep the others from having some.
+        crowded = shared.connections >= shared.connections_in_all_max and self._connections >= FAIR_CONNECTIONS
+        full = crowded or self._connections >= shared.connections_max
         self._connections += 1
         shared.connections += 1
         try:

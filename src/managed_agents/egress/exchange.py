@@ -17,9 +17,10 @@ from managed_agents.egress.access_log import Outcome
 from managed_agents.egress.connect import Unreachable
 from managed_agents.egress.request import Target
 from managed_agents.egress.substitution import Replacing, SecretUnknown, Substitution, in_body, written
-from managed_agents.egress.wire import Stream, alone
+from managed_agents.egress.wire import RECEIVE_BYTES, Stream, alone
 
 HEAD_BYTES_MAX = 64 * 1024
+HEAD_PIECE_BYTES = 8 * 1024
 SILENCE_SECONDS_MAX = 900.0  # an answer may take long to begin; a connection without a byte in either direction ends
 HELD_BODY_BYTES_MAX = 64 * 1024  # of a body that is rewritten; longer ones are sent in chunks
 
@@ -62,7 +63,9 @@ class ClientSide:
                 event = self.connection.next_event()
                 if event is not h11.NEED_DATA:
                     return event if isinstance(event, h11.Event) else None
-                self.connection.receive_data(await self.stream.receive())
+                # h11 looks at its bound between pieces: a head arrives in small ones.
+                size = HEAD_PIECE_BYTES if self.connection.their_state is h11.IDLE else RECEIVE_BYTES
+                self.connection.receive_data(await self.stream.receive(size))
 
     async def send(self, event: h11.Event) -> None:
         """Raises: OSError, TimeoutError."""

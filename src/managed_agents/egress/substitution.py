@@ -126,7 +126,7 @@ def in_body(substitutions: Iterable[Substitution]) -> dict[bytes, bytes]:
 
 
 def _header_value(secret: SecretStr) -> bytes:
-    value = secret.get_secret_value()
+    value = secret.get_secret_value().strip()
     if _NO_VALUE.search(value):
         # A line end would begin another header.
         raise SecretUnknown("The credential for this host has characters that a header cannot hold.")
@@ -135,7 +135,7 @@ def _header_value(secret: SecretStr) -> bytes:
 
 def _replaced(value: bytes, old: bytes, secret: SecretStr) -> bytes:
     if old in value:
-        return value.replace(old, _header_value(secret))
+        return value.replace(old, _header_value(secret)).strip()
     basic = _BASIC.match(value)
     if basic is None:
         return value

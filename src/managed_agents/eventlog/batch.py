@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from managed_agents.core import faults, limits
 from managed_agents.core.errors import TransientError
-from managed_agents.db.engine import Database, Tx
+from managed_agents.db.engine import Database, Tx, connection_lost
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import fold
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
@@ -40,13 +40,9 @@ class AppendUncertain(TransientError):
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Give the session up in the same transaction.
-
-    `due_in_seconds` parks it until then; `crashed` counts a failure of the harness itself and delays the next claim.
-    """
+    """Give the session up in the same transaction. `due_in_seconds` parks it until then."""
 
     due_in_seconds: float | None = None
-    crashed: bool = False
 
 
 @dataclass(slots=True)
@@ -101,11 +97,6 @@ class Append:
         head.owner = None
         head.due_at = None
         head.not_before = None
-        if rest.crashed:
-            head.crashes += 1
-            delay = min(limits.CRASH_DELAY_SECONDS_MAX, 2.0**head.crashes)
-            head.not_before = head.at + timedelta(seconds=delay)
-            return
         head.crashes = 0
         assert self.expect_input_seq is not None, "a resting step names the input it decided on"
         head.handled_seq = self.expect_input_seq
@@ -260,4 +251,4 @@ class Appender:
 
 def _maybe_committed(error: Exception) -> bool:
     """Whether the transaction may have committed: only a refused statement surely rolled everything back."""
-    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or error.connection_invalidated)
+    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or connection_lost(error))

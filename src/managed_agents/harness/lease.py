@@ -7,7 +7,8 @@ heartbeat's TTL covers a frozen or cut-off worker whose connection lingers.
 
 A session may be what killed its worker. Each death (and each failure of the harness) without progress since the one before
 counts; the next try waits longer, and a suspect, a session that has seen `SUSPECT_CRASHES` of them, is only run while no other
-suspect is: so the one that kills is found out, and those that merely ran beside it get their chance to make progress.
+suspect is: so the one that kills is found out, and those that merely ran beside it get their chance to make progress. After
+`limits.CRASHES_MAX` the turn is given up (`giving_up.py`).
 
 Claim order, where more waits than there is room for: turns are dealt to workspaces like cards. A session's place is the number
 of sessions of its workspace that run anywhere or have waited longer; the lowest place is claimed first, so a workspace with
@@ -95,6 +96,17 @@ _FREE_DEAD = text("""
             SELECT id FROM workers WHERE id NOT IN (SELECT id FROM living) FOR UPDATE SKIP LOCKED))
     SELECT id FROM freed
 """)
+# A plain statement: what failed may be the harness, or anything that an append would fold. The wake-up stays as it was, so a
+# retry that was due is due again; only a session that cannot even be given up waits for new input.
+_RECORD_FAILURE = text("""
+    UPDATE sessions SET owner = NULL, epoch = epoch + 1,
+        crashes = CASE WHEN crashes + 1 < :abandon THEN crashes + 1 ELSE 0 END,
+        not_before = CASE WHEN crashes + 1 < :abandon THEN clock_timestamp() + make_interval(secs =>
+            least(:delay_max, :first * 2 ^ crashes) * (0.5 + random() / 2)) END,
+        handled_seq = CASE WHEN crashes + 1 < :abandon THEN handled_seq ELSE input_seq END,
+        due_at = CASE WHEN crashes + 1 < :abandon THEN due_at END
+    WHERE id = :id AND owner = :worker AND epoch = :epoch RETURNING crashes
+""")
 _AGENT = text("SELECT agent FROM sessions WHERE id = :id")
 _OWNED_INPUT = text("SELECT id, input_seq, epoch FROM sessions WHERE owner = :worker")
 _INPUT = text(
@@ -158,6 +170,23 @@ async def free_dead(tx: Tx, *, ttl_seconds: float) -> list[str]:
         _FREE_DEAD, {"ttl": ttl_seconds, "lock_class": LOCK_CLASS, "delay_max": limits.CRASH_DELAY_SECONDS_MAX}
     )
     return [row.id for row in rows]
+
+
+async def record_failure(tx: Tx, claim: Claim, worker_id: str) -> int | None:
+    """Give the session back after a failure of our own or of a harness, to be tried again later.
+
+    Returns how many there were in a row now; 0 when the session was left alone, because even giving its turn up failed
+    `limits.CRASHES_MAX` times; None when it was not the worker's any more.
+    """
+    values = {
+        "id": claim.session_id,
+        "worker": worker_id,
+        "epoch": claim.epoch,
+        "abandon": 2 * limits.CRASHES_MAX,
+        "first": limits.CRASH_DELAY_FIRST_SECONDS,
+        "delay_max": limits.CRASH_DELAY_SECONDS_MAX,
+    }
+    return (await tx.execute(_RECORD_FAILURE, values)).scalar_one_or_none()
 
 
 async def owned_input(tx: Tx, worker_id: str) -> dict[str, tuple[int, int]]:

@@ -22,7 +22,7 @@ from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.harness import decide as steps
 from managed_agents.harness import lease
 from managed_agents.harness.asking import Asked, Asking
-from managed_agents.harness.brain import STANDARD, Harness
+from managed_agents.harness.brain import STANDARD, Guarded, Harness
 from managed_agents.harness.changes import Changes
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
@@ -72,13 +72,12 @@ class SessionRunner:
     def __init__(self, parts: Parts, claim: Claim, worker_id: str) -> None:
         self.claim = claim
         self._parts = parts
-        self.worker_id = worker_id
         # It stopped between two steps, and the session is still ours.
         self.handed_over = False
         self._draining = False
         self._agent = self._servable(claim.agent)
         # One that asks for a harness we do not have is only told so.
-        self._harness = parts.harnesses.get(claim.harness or STANDARD, parts.harnesses[STANDARD])
+        self._harness = Guarded(parts.harnesses.get(claim.harness or STANDARD, parts.harnesses[STANDARD]))
         self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds, self._harness.transcript())
         self._brief: Brief | None = None
         self._changes = Changes(parts.db, claim.session_id)
@@ -124,9 +123,6 @@ class SessionRunner:
             group.start_soon(self._context.load, self._parts.db)
             group.start_soon(self._learn)
         faults.reach(TURN_LOADED)
-        if self.claim.crashes >= limits.CRASHES_MAX:
-            await self._stop("unknown_error", "The server failed repeatedly while running this turn. Send a message to retry.")
-            return
         if self.claim.harness not in (None, *self._parts.harnesses):
             await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
@@ -142,10 +138,6 @@ class SessionRunner:
                 # What is about to rest does so here: it is one append away.
                 self.handed_over = True
                 return
-
-    async def record_crash(self) -> None:
-        """Give the session up after a failure of our own, so that the next try waits a little longer."""
-        await self._journal.append([], rest=Rest(crashed=True))
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""

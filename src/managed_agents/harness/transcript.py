@@ -10,7 +10,7 @@ a compaction leaves no assistant turn at all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -23,6 +23,8 @@ Json = dict[str, Any]
 THINKING = ("thinking", "redacted_thinking")
 CUT_OFF = ("max_tokens", "model_context_window_exceeded", "pause_turn")
 CONTINUE = "Your last answer was cut off. Go on exactly where it stopped."
+COUNTED = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+COUNT_MAX = 1_000_000_000
 REMOVED = "(removed: the request that carried this was refused)"
 
 
@@ -106,7 +108,7 @@ class Transcript:
         order = [block["id"] for block in blocks if block["type"] == "tool_use"]
         self._calls = {event_id: (order.index(provider_id), provider_id) for event_id, provider_id in tool_use_ids.items()}
         self._cut_off = response["stop_reason"] in CUT_OFF and not blocks[-1]["type"].startswith(("server_", "mcp_", "web_"))
-        if counted := _counted(response["usage"]):
+        if counted := _counted(response.get("usage")):
             self._counted, self._since = counted, 0
         else:
             self._since += compaction.tokens_of(blocks)
@@ -235,6 +237,8 @@ def _without_thinking(message: Json) -> Json:
     return {**message, "content": [block for block in message["content"] if block["type"] not in THINKING]}
 
 
-def _counted(usage: Mapping[str, Any]) -> int:
-    names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-    return sum(usage.get(name) or 0 for name in names)
+def _counted(usage: Any) -> int:
+    """What the model counted; zero when that is nothing to go by. Old logs hold whatever an endpoint has said."""
+    told: Json = cast(Json, usage) if isinstance(usage, dict) else {}
+    counts = [told.get(name) for name in COUNTED]
+    return sum(count for count in counts if type(count) is int and 0 <= count <= COUNT_MAX)

@@ -7,7 +7,7 @@ stops runners whose lease has gone.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from typing import cast
+from typing import Protocol, cast
 
 import anyio
 import orjson
@@ -22,6 +22,8 @@ from managed_agents.db.engine import Database
 from managed_agents.db.listener import WORK_CHANNEL, listen
 from managed_agents.eventlog.append import LeaseLost, SessionGone, TakenAlready
 from managed_agents.harness import heartbeat, lease
+from managed_agents.harness.giving_up import GivingUp
+from managed_agents.harness.lease import Claim
 from managed_agents.harness.loop import Parts, SessionRunner
 from managed_agents.sandbox.backend import StaleEpoch
 
@@ -36,10 +38,29 @@ _GIVE_BACK = text("UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE id 
 _RING = text("SELECT pg_notify(:channel, :payload)")
 
 
+class Runner(Protocol):
+    """Runs one claimed session."""
+
+    claim: Claim
+    handed_over: bool
+
+    def notify(self) -> None:
+        """New input arrived."""
+        ...
+
+    def drain(self) -> None:
+        """Stop after the step at hand."""
+        ...
+
+    async def run(self) -> None:
+        """Run to rest."""
+        ...
+
+
 class _Running:
     """A runner and the scope that ends it."""
 
-    def __init__(self, runner: SessionRunner, scope: anyio.CancelScope) -> None:
+    def __init__(self, runner: Runner, scope: anyio.CancelScope) -> None:
         self.runner = runner
         self.scope = scope
         self.input_seq = runner.claim.input_seq
@@ -132,9 +153,10 @@ class Worker:
                 if claims:
                     faults.reach(CLAIMED)
                 for claim in claims:
-                    running = _Running(SessionRunner(self._parts, claim, worker_id), anyio.CancelScope())
-                    self._running[claim.session_id] = running
-                    group.start_soon(self._run, running)
+                    if (runner := await self._runner(claim, worker_id)) is not None:
+                        running = _Running(runner, anyio.CancelScope())
+                        self._running[claim.session_id] = running
+                        group.start_soon(self._run, running, worker_id)
             if len(claims) < free:
                 return
 
@@ -168,11 +190,21 @@ class Worker:
 
     # Turns
 
-    async def _run(self, running: _Running) -> None:
+    async def _runner(self, claim: Claim, worker_id: str) -> Runner | None:
+        if claim.crashes >= limits.CRASHES_MAX:
+            return GivingUp(self._db, self._parts.appender, claim, worker_id)
+        try:
+            return SessionRunner(self._parts, claim, worker_id)
+        except Exception:  # supervisor: a harness may fail as early as that
+            logger.exception("running %s failed", claim.session_id)
+            await self._record_failure(claim, worker_id)
+            return None
+
+    async def _run(self, running: _Running, worker_id: str) -> None:
         session_id = running.runner.claim.session_id
         try:
             with running.scope:
-                await self._run_supervised(running.runner)
+                await self._run_supervised(running.runner, worker_id)
         finally:
             if self._running.get(session_id) is running:
                 del self._running[session_id]
@@ -181,12 +213,12 @@ class Worker:
             self._ended.set()
             self._ended = anyio.Event()
 
-    async def _run_supervised(self, runner: SessionRunner) -> None:
+    async def _run_supervised(self, runner: Runner, worker_id: str) -> None:
         session_id = runner.claim.session_id
         try:
             await runner.run()
             if runner.handed_over:
-                await self._hand_over(runner)
+                await self._hand_over(runner.claim, worker_id)
         except Exception as error:  # supervisor: one session's failure is its own
             leaves = list(_leaves(error))
             names = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
@@ -197,21 +229,26 @@ class Worker:
                 logger.warning("run of %s broke off: %s", session_id, names)
             else:
                 logger.exception("running %s failed", session_id)
-                await self._record_crash(runner)
+                await self._record_failure(runner.claim, worker_id)
 
-    async def _hand_over(self, runner: SessionRunner) -> None:
-        claim = runner.claim
+    async def _hand_over(self, claim: Claim, worker_id: str) -> None:
         async with self._db.autocommit() as tx:
-            await tx.execute(_GIVE_BACK, {"id": claim.session_id, "worker": runner.worker_id, "epoch": claim.epoch})
+            await tx.execute(_GIVE_BACK, {"id": claim.session_id, "worker": worker_id, "epoch": claim.epoch})
             faults.reach(GAVE_BACK)
             # Only a hint, and a rare one: the others would see it at their next poll.
             await tx.execute(_RING, {"channel": WORK_CHANNEL, "payload": orjson.dumps([claim.session_id]).decode()})
 
-    async def _record_crash(self, runner: SessionRunner) -> None:
+    async def _record_failure(self, claim: Claim, worker_id: str) -> None:
         try:
-            await runner.record_crash()
-        except (LeaseLost, SessionGone, TransientError) as error:
-            logger.warning("could not record the failure of %s: %s", runner.claim.session_id, type(error).__name__)
+            with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
+                async with self._db.autocommit() as tx:
+                    failures = await lease.record_failure(tx, claim, worker_id)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            # The poll gives it back, and the next failure is counted.
+            logger.warning("could not record the failure of %s: %s", claim.session_id, type(error).__name__)
+            return
+        if failures == 0:
+            logger.error("%s is left alone until it gets new input: even giving its turn up failed", claim.session_id)
 
 
 _EXPECTED = (LeaseLost, SessionGone, TakenAlready, TransientError, SQLAlchemyError, OSError, TimeoutError)

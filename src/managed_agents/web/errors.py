@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from managed_agents.core.errors import ApiError, InvalidRequest, NotFound, TransientError
+from managed_agents.db.engine import connection_lost
 
 PATH_PART_CHARS_MAX = 100
 
@@ -38,9 +39,15 @@ def as_api_error(error: Exception) -> ApiError | None:
         case HTTPException(status_code=status) if status < 500:
             return ApiError(status, "invalid_request_error", str(error.detail))
         case PoolTimeout() | TransientError():
-            return ApiError(529, "overloaded_error", "Overloaded", headers={"retry-after": "1"})
+            return _overloaded()
+        case _ if connection_lost(error):
+            return _overloaded()
         case _:
             return None
+
+
+def _overloaded() -> ApiError:
+    return ApiError(529, "overloaded_error", "Overloaded", headers={"retry-after": "1"})
 
 
 def internal_error() -> ApiError:

@@ -36,8 +36,8 @@ What has to hold in every one of these {cases:,} cases:
 - the folded columns are the fold of the log, `seq` has no gaps, nothing waits and nobody owns the session;
 - the command that counts its runs has run exactly once, the denied one never.
 
-`make test` runs each point once as an exception and once as a `kill -9`, in a scenario of its choice; `make test-full` all
-of it.
+`make test` runs each point of each scenario once as an exception, at one of its passages, and each point once as a `kill -9`, in
+one of the scenarios; `make test-full` all of it.
 """
 
 

@@ -215,7 +215,7 @@ async def test_a_caller_that_went_away_after_the_commit_gets_the_answer_later(se
         raise ConnectionError("the connection broke")
 
     faults.arm(idempotency.COMMITTED, cut)
-    assert (await create(raw, served, "k")).status_code == 500
+    assert (await create(raw, served, "k")).status_code == 529
     await until(lambda: bool(reached), seconds=10)
     again = await create(raw, served, "k")
     assert (again.status_code, again.headers["idempotent-replayed"]) == (200, "true")

@@ -22,6 +22,7 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ")[1]) if answer else 0
 
 
+@pytest.mark.requirement("ENV-070")
 async def test_a_header_is_set_and_the_sandbox_never_sees_it() -> None:
     async with way_out() as way, server(tls=way.world.context("site.test")) as site:
         way.names["site.test"] = [["127.0.0.1"]]
@@ -50,6 +51,7 @@ async def test_hosts_without_credentials_are_tunnelled_unseen() -> None:
         assert (await way.logged(1))[0].protocol == "connect"
 
 
+@pytest.mark.requirement("ENV-070")
 async def test_placeholders_are_replaced_where_they_are_to_be() -> None:
     async with way_out() as way, server(tls=way.world.context("site.test")) as site:
         way.names["site.test"] = [["127.0.0.1"]]
@@ -72,6 +74,7 @@ async def _only_status(way: Way, site: Server, *headers: str, path: str = "/x") 
     return status(await way.ask_inside(site.authority, get(site, *headers, path=path)))
 
 
+@pytest.mark.requirement("ENV-072")
 async def test_what_is_lent_for_paths_opens_those_paths_only() -> None:
     async with way_out() as way, server(tls=way.world.context("site.test")) as site:
         way.names["site.test"] = [["127.0.0.1"]]
@@ -95,6 +98,7 @@ async def test_what_is_lent_for_paths_opens_those_paths_only() -> None:
         assert status(await way.ask(plain.encode())) == 403
 
 
+@pytest.mark.requirement("ENV-070")
 async def test_a_secret_that_is_gone_or_cannot_be_read() -> None:
     async with way_out() as way, server(tls=way.world.context("site.test")) as site:
         way.names["site.test"] = [["127.0.0.1"]]

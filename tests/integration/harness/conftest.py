@@ -6,6 +6,7 @@ import pytest
 
 from managed_agents.core import limits
 from managed_agents.model.client import Deadlines
+from tests.integration.harness.failing import Bugs, FailingHarness
 from tests.integration.harness.tiny import TinyHarness
 from tests.support.meddling import Meddler
 from tests.support.stack import Stack, Variant, stack
@@ -24,6 +25,7 @@ def impatient() -> Iterator[None]:
     """Retries come soon."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "MODEL_BACKOFF_FIRST_SECONDS", 0.05)
+        patch.setattr(limits, "CRASH_DELAY_FIRST_SECONDS", 0.01)
         patch.setattr(limits, "POLL_SECONDS", 0.1)
         yield
 
@@ -34,14 +36,19 @@ def meddler() -> Meddler:
 
 
 @pytest.fixture(scope="package")
+def bugs() -> Bugs:
+    return Bugs()
+
+
+@pytest.fixture(scope="package")
 async def server(
-    anyio_backend: object, impatient: None, meddler: Meddler, postgres_url: str, template: str
+    anyio_backend: object, impatient: None, meddler: Meddler, bugs: Bugs, postgres_url: str, template: str
 ) -> AsyncIterator[Stack]:
     variant = Variant(
         context_tokens=CONTEXT_TOKENS,
         before_model=meddler.between,
         deadlines=Deadlines(connect_seconds=5.0, stall_seconds=STALL_SECONDS),
-        harnesses={"tiny": TinyHarness()},
+        harnesses={"tiny": TinyHarness(), "failing": FailingHarness(bugs)},
     )
     async with stack(postgres_url, template, variant=variant) as running:
         yield running

@@ -1,5 +1,6 @@
 """The transcript: the same log always gives the same request."""
 
+import json
 from typing import Any
 
 import orjson
@@ -174,3 +175,28 @@ def test_a_compaction_leaves_the_summary_and_what_is_not_answered_yet() -> None:
     assert (message["role"], instructed["role"]) == ("user", "system")
     assert message["content"][0]["text"].endswith("All said.")
     assert message["content"][1] == kept
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        "many",
+        [],
+        {"input_tokens": "7"},
+        {"input_tokens": {}, "output_tokens": None},
+        {"input_tokens": True},
+        {"input_tokens": -(10**9), "output_tokens": 10**30},
+        {"input_tokens": 1e300},
+    ],
+)
+def test_usage_that_makes_no_sense_is_not_counted(usage: Any) -> None:
+    """As a log may hold it that an older version wrote."""
+    *asked, end = answered("x", {"type": "text", "text": "Hello."})
+    private = {**orjson.loads(end.private or b"{}")}
+    private["response"] = {**private["response"], "usage": usage}
+    transcript = Transcript()
+    for event in stored([MESSAGE, *asked, end._replace(private=json.dumps(private).encode())]):
+        transcript.apply(event)
+    assert [message["role"] for message in transcript.for_request()] == ["user", "assistant"]
+    assert not transcript.is_full(Brief(AGENT, RULES))
