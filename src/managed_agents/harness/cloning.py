@@ -97,12 +97,19 @@ def state_of(repository: Repository, outcome: Outcome) -> State:
         return State()
     error: ErrorType = "repository_checkout_error" if ended == "checkout" else "repository_clone_error"
     if ended == "clone":
-        error = next((kind for kind, sign in _SIGNS if sign.search(said)), error)
+        error = _error_of(said)
     message = f"{repository.url}: {_MEANINGS[error]}."
     if error == "repository_clone_error":
         lines = [line.strip() for line in said.splitlines() if line.strip() and not _LAST_LINE.match(line)]
         message += f" {' '.join(lines[-3:])[:MESSAGE_CHARS_MAX]}" if lines else ""
     return State(error, message)
+
+
+def _error_of(said: str) -> ErrorType:
+    for kind, sign in _SIGNS:
+        if sign.search(said):
+            return kind
+    return "repository_clone_error"
 
 
 class Repositories:

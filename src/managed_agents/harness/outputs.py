@@ -7,7 +7,7 @@ that changes while it is read is left for the next look. No odd file, whatever c
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import anyio
@@ -118,7 +118,7 @@ class Outputs:
                     raise
         raise AssertionError
 
-    async def _read(self, sandbox: Sandbox, entry: FileEntry, *, changing: bool) -> AsyncIterator[bytes]:
+    async def _read(self, sandbox: Sandbox, entry: FileEntry, *, changing: bool) -> AsyncGenerator[bytes]:
         # A sandbox whose runner is of an older release does not know how to take.
         source = (
             sandbox.take(OUTPUTS, entry.path, changing=changing) if entry.signature else sandbox.get(f"{OUTPUTS}/{entry.path}")
