@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 
 from managed_agents.processes.lifetime import settle_memory
-from tests.bench import egress, lists, log, requests, rest, stream, tools, turns
+from tests.bench import egress, egress_tls, lists, log, requests, rest, stream, tools, turns
 from tests.bench.figures import Figure
 from tests.bench.stack import Stack, running
 
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Stack], Awaitable[list[Figure]]]] = {
     "stream": stream.measure,
     "tools": tools.measure,
     "egress": egress.measure,
+    "egress-tls": egress_tls.measure,
 }
 LATEST = Path(".bench/latest.json")
 SECTION_SECONDS_MAX = 150.0

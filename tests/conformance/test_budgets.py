@@ -188,3 +188,45 @@ async def test_a_paused_session_can_be_archived(server: Stack) -> None:
     archived = await server.client.beta.sessions.archive(session.id)
     assert archived.status == "terminated"
     assert archived.budget is not None
+
+
+async def test_interrupts_at_the_cap_end_what_waits_and_are_ignored_where_nothing_does(server: Stack) -> None:
+    """A call that waits for its client is closed; the paused turn behind it ends, and a raised cap begins nothing."""
+    tools: list[Any] = [{"type": "custom", "name": "ask", "description": "Ask.", "input_schema": {"type": "object"}}]
+    session = await server.session([[text(LONG), tool_use("ask")], "finished"], tools=tools, budget=budget(5))
+    interrupt: Any = {"type": "user.interrupt"}
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await watch.idle()
+        assert stops(watch)[-1] == ("session.status_idle", "requires_action")
+        await server.client.beta.sessions.events.send(session.id, events=[interrupt])
+        await watch.idle(2)
+        assert watch.types[-5:] == [
+            "agent.tool_result",
+            "user.interrupt",
+            "session.thread_status_idle",
+            "session.usage",
+            "session.status_idle",
+        ]
+        assert stops(watch)[-1] == ("session.status_idle", "end_turn")
+        logged = len(watch.logged)
+        (echo,) = (await server.client.beta.sessions.events.send(session.id, events=[interrupt])).data
+        assert echo.processed_at is None
+        await server.client.beta.sessions.update(session.id, budget=budget(1000))
+        await server.say(session, "now")
+        await watch.idle(3)
+    assert watch.types[logged:].count("user.interrupt") == 0
+    assert stops(watch)[-1] == ("session.status_idle", "end_turn")
+
+
+async def test_an_interrupt_while_a_tool_runs_beyond_the_cap_ends_the_turn(server: Stack, held: Gate) -> None:
+    replies = [[text(LONG), tool_use("bash", command=held.command)], "finished"]
+    session = await server.session(replies, tools=TOOLSET, budget=budget(2))
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await held.started()
+        await server.client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+        await watch.idle()
+    assert stops(watch) == [("session.thread_status_idle", "end_turn"), ("session.status_idle", "end_turn")]
+    assert watch.types.count("span.model_request_start") == 1
+    assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]

@@ -1,12 +1,10 @@
 """Previews through the SDK: `event_start` and `event_delta` on streams that asked for them."""
 
-from typing import Any
-
 import anyio
 import pytest
-from anthropic.lib.sessions import accumulate_managed_agents_event
 
 from managed_agents.scripted_model import cut, pace, text, thinking, tool_use
+from tests.support.previews import check_previews
 from tests.support.stack import TOOLSET, Gate, Stack, Watch
 
 pytestmark = pytest.mark.anyio
@@ -17,40 +15,7 @@ LONG = " ".join(f"word{n}" for n in range(400))
 
 def check(watch: Watch) -> dict[str, str]:
     """Check every promise on one stream; returns the previewed texts by event id."""
-    previewed: dict[str, str] = {}
-    snapshot: Any = None
-    started: list[str] = []
-    over: set[str] = set()
-    asking = False
-    for event in watch.events:
-        snapshot = accumulate_managed_agents_event(snapshot, event)  # raises on a hole or a delta without start
-        match event.type:
-            case "span.model_request_start":
-                asking = True
-            case "span.model_request_end":
-                asking = False
-                over |= set(started)
-            case "event_start":
-                assert asking
-                assert event.event.id not in started
-                assert set(event.to_dict()) == {"type", "event"}
-                started.append(event.event.id)
-                if event.event.type == "agent.message":
-                    previewed[event.event.id] = ""
-            case "event_delta":
-                assert event.event_id not in over
-                assert set(event.to_dict()) == {"type", "event_id", "delta"}
-                assert event.delta.type == "content_delta"
-                previewed[event.event_id] += event.delta.content.text
-            case "agent.message":
-                said = "".join(block.text for block in event.content)
-                assert said.startswith(previewed.get(event.id, ""))
-                over.add(event.id)
-            case "agent.thinking":
-                over.add(event.id)
-            case _:
-                pass
-    return previewed
+    return check_previews(watch.events)
 
 
 @pytest.mark.requirement("EVT-101", "EVT-102", "EVT-104")

@@ -71,6 +71,7 @@ MODEL_BACKOFF_MAX_SECONDS = 60.0
 MODEL_RETRY_AFTER_MAX_SECONDS = 900.0  # the longest wait that an endpoint may ask for
 TOOL_ROUNDS_PER_TURN_MAX = 300
 CONTINUATIONS_IN_A_ROW_MAX = 4  # of responses cut off at their output limit
+PAUSES_IN_A_ROW_MAX = 8  # of responses that the endpoint paused; from the second on each waits before it is continued
 COMPACTIONS_IN_A_ROW_MAX = 3
 
 # Outputs of a session; each is at most FILE_BYTES_MAX

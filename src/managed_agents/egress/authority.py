@@ -11,6 +11,7 @@ import os
 import shutil
 import ssl
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -20,9 +21,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs12
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DIRECTORY = "egress-authority"
+JAVA_PASSWORD = "changeit"
 YEARS = 10
 LEAF_DAYS = 7
 RENEW_SECONDS = 24 * 3600.0
@@ -132,6 +136,16 @@ def load(data_dir: Path) -> Authority:
     if certificate.not_valid_after_utc <= datetime.now(UTC):
         raise AuthorityUnreadable(f"{directory}: the certificate has expired; remove the directory to have another one made")
     return Authority(certificate, key)
+
+
+def java_store(authorities: str) -> bytes:
+    """The same authorities as a file that Java reads, with the password that Java's own has. Raises: ValueError."""
+    with warnings.catch_warnings():
+        # Lists of authorities hold old ones with serial numbers that are frowned upon. They stay what they are.
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        found = x509.load_pem_x509_certificates(authorities.encode())
+    certificates = [pkcs12.PKCS12Certificate(one, str(number).encode()) for number, one in enumerate(found)]
+    return pkcs12.serialize_java_truststore(certificates, serialization.BestAvailableEncryption(JAVA_PASSWORD.encode()))
 
 
 def _make(directory: Path) -> None:

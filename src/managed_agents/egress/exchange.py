@@ -6,6 +6,7 @@ replaces in a body is replaced on the way, and only small bodies are held back f
 Race: a server may answer before it has the whole request, and close. Its answer still arrives.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from managed_agents.egress.access_log import Outcome
 from managed_agents.egress.connect import Unreachable
 from managed_agents.egress.request import Target
 from managed_agents.egress.substitution import Replacing, SecretUnknown, Substitution, in_body, written
-from managed_agents.egress.wire import RECEIVE_BYTES, Stream, alone
+from managed_agents.egress.wire import RECEIVE_BYTES, Stream, alone, both_ways, relay
 
 HEAD_BYTES_MAX = 64 * 1024
 HEAD_PIECE_BYTES = 8 * 1024
@@ -73,16 +74,37 @@ class ClientSide:
             await self.stream.send(self.connection.send(event) or b"")
 
 
+class ServerSide:
+    """A connection to a server, for one request, or for those of one client connection in turn."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self.used = False
+
+    def again(self) -> bool:
+        """Make ready for another request. Returns whether that can be."""
+        states = (self.connection.our_state, self.connection.their_state)
+        if states != (h11.DONE, h11.DONE) or self.connection.trailing_data[0]:
+            return False
+        self.connection.start_next_cycle()
+        self.used = True
+        return self.stream.quiet
+
+
 class Exchange:
     """Passes one request on, and its answer back."""
 
-    def __init__(self, client: ClientSide, upstream: Stream, books: Books) -> None:
-        self._client, self._upstream, self._books = client, upstream, books
-        self._server = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+    def __init__(self, client: ClientSide, server: ServerSide, books: Books, *, keep: bool) -> None:
+        """`keep`: the server's connection may serve another request, or go on with another protocol."""
+        self._client, self._books, self._keep = client, books, keep
+        self._link, self._upstream, self._server = server, server.stream, server.connection
+        self._upgrade: bytes | None = None
 
     async def run(self, request: h11.Request, target: Target, substitutions: Sequence[Substitution] = ()) -> bool:
         """Returns whether another request may follow. Raises: Refused, Unreachable, OSError, TimeoutError."""
         headers = requests.forwarded(list(request.headers), also_without=[b"host", b"expect"])
+        self._upgrade = requests.upgrade(list(request.headers)) if self._keep else None
         try:
             headers = written(substitutions, headers)
         except SecretUnknown as error:
@@ -92,10 +114,27 @@ class Exchange:
         with alone():
             async with anyio.create_task_group() as group:
                 group.start_soon(self._upload, request, target, headers, replacing)
-                await self._download()
+                switched = await self._download()
                 group.cancel_scope.cancel()
+        if switched:
+            await self._go_on()
         connection = self._client.connection
         return (connection.our_state, connection.their_state) == (h11.DONE, h11.DONE)
+
+    async def _go_on(self) -> None:
+        """Move the bytes of the other protocol, as they are."""
+        for connection, stream, spend in (
+            (self._client.connection, self._upstream, self._books.sent),
+            (self._server, self._client.stream, self._books.received),
+        ):
+            if early := connection.trailing_data[0]:
+                spend(len(early))
+                with anyio.fail_after(SILENCE_SECONDS_MAX):
+                    await stream.send(early)
+        up = functools.partial(relay, self._client.stream, self._upstream)
+        down = functools.partial(relay, self._upstream, self._client.stream)
+        sent, received = self._books.sent, self._books.received
+        await both_ways(up, down, sent, received, half_open=False, silence_seconds=SILENCE_SECONDS_MAX)
 
     # The request
 
@@ -108,7 +147,11 @@ class Exchange:
             held: bytes | None = None
             if replacing is not None:
                 headers, held = await self._held_body(headers, replacing)
-            head = [(b"host", target.authority.encode()), *headers, (b"connection", b"close")]
+            head = [(b"host", target.authority.encode()), *headers]
+            if self._upgrade is not None:
+                head += [(b"connection", b"upgrade"), (b"upgrade", self._upgrade)]
+            elif not self._keep:
+                head.append((b"connection", b"close"))
             going = await self._pass(h11.Request(method=request.method, target=target.path, headers=head))
             if held is not None:
                 going = going and await self._pass(h11.Data(data=held)) and await self._pass(h11.EndOfMessage())
@@ -172,7 +215,8 @@ class Exchange:
 
     # The answer
 
-    async def _download(self) -> None:
+    async def _download(self) -> bool:
+        """Returns whether both sides go on with another protocol."""
         begun = False
         while True:
             try:
@@ -182,7 +226,8 @@ class Exchange:
                         self._server.receive_data(await self._upstream.receive())
                     continue
             except (h11.RemoteProtocolError, OSError) as error:
-                if begun:
+                if begun or self._link.used:
+                    # A connection that was used before may have been closed meanwhile: clients know that of theirs.
                     raise ConnectionAbortedError("the answer broke off") from error
                 raise Unreachable(f"The server's answer is none: {error}", "unreachable") from error
             if isinstance(event, h11.Response):
@@ -193,6 +238,14 @@ class Exchange:
                 self._books.received(len(event.data))
                 await self._client.send(event)
             elif isinstance(event, h11.EndOfMessage):
-                return await self._client.send(h11.EndOfMessage())
-            elif not isinstance(event, h11.InformationalResponse):
+                await self._client.send(h11.EndOfMessage())
+                return False
+            elif isinstance(event, h11.InformationalResponse):
+                if event.status_code == 101 and self._upgrade is not None:
+                    headers = [*requests.forwarded(list(event.headers)), (b"connection", b"upgrade"), (b"upgrade", self._upgrade)]
+                    await self._client.send(h11.InformationalResponse(status_code=101, headers=headers, reason=event.reason))
+                    return True
+            elif self._link.used:
+                raise ConnectionAbortedError("the server closed its connection")
+            else:
                 raise Unreachable("The server closed the connection without an answer", "unreachable")

@@ -1,8 +1,9 @@
 """One client connection that speaks HTTP: requests to forward, or one CONNECT that makes it a tunnel.
 
-Each request is judged by itself, and has a connection of its own to the server, so that nothing one request leaves behind can
-become the beginning of another's. The same serves the inside of a connection whose TLS was ended here; there every request goes
-where the tunnel went, and may get credentials on its way.
+Each request is judged by itself. Forwarded ones have a connection of their own to the server, so that nothing one request leaves
+behind can become the beginning of another's. The same serves the inside of a connection whose TLS was ended here: there every
+request goes where the tunnel went, and may get credentials on its way; they share a connection while it is clean, and the
+sandbox with nobody.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +16,7 @@ from managed_agents.egress import access_log
 from managed_agents.egress import request as requests
 from managed_agents.egress.access_log import Outcome
 from managed_agents.egress.connect import Unreachable
-from managed_agents.egress.exchange import Books, ClientSide, Exchange, Refused
+from managed_agents.egress.exchange import Books, ClientSide, Exchange, Refused, ServerSide
 from managed_agents.egress.request import BadRequest, Target
 from managed_agents.egress.substitution import Substitution
 from managed_agents.egress.wire import Stream, Wire
@@ -79,13 +80,28 @@ class HttpClient:
         """`visit` opens the books on a request. `inside` is where a tunnel goes that was ended here."""
         self._stream, self._visit, self._inside = stream, visit, inside
         self._client = ClientSide(stream)
+        self._kept: ServerSide | None = None
 
     async def serve(self, first: bytes = b"") -> None:
         """Serve until either side has enough. Raises: OSError, TimeoutError."""
         if first:
             self._client.connection.receive_data(first)
-        while await self._one_request():
-            self._client.connection.start_next_cycle()
+        try:
+            while await self._one_request():
+                self._client.connection.start_next_cycle()
+        finally:
+            self._close()
+
+    async def _opened(self, visit: Visit) -> ServerSide:
+        """A fresh connection to the server. Raises: Unreachable."""
+        self._close()
+        self._kept = ServerSide(await visit.open())
+        return self._kept
+
+    def _close(self) -> None:
+        if self._kept is not None:
+            self._kept.stream.close()
+            self._kept = None
 
     async def _one_request(self) -> bool:
         """Returns whether another one may follow."""
@@ -110,12 +126,13 @@ class HttpClient:
                 await self._connect(visit, ends_tls=ends_tls)
                 return False
             substitutions = await visit.substitutions()
-            upstream = await visit.open()
+            server = self._kept if self._kept is not None and self._kept.again() else await self._opened(visit)
+            outcome, keep = "allowed", self._inside is not None
             try:
-                outcome = "allowed"
-                return await Exchange(self._client, upstream, visit).run(event, target, substitutions)
+                return await Exchange(self._client, server, visit, keep=keep).run(event, target, substitutions)
             finally:
-                upstream.close()
+                if not keep:
+                    self._close()
         except (Refused, Unreachable) as error:
             outcome = error.outcome
             await self._answer(error.status, str(error))

@@ -115,6 +115,12 @@ def _named(headers: Headers) -> set[bytes]:
     return {part.strip().lower() for name, value in headers if name == b"connection" for part in value.split(b",")}
 
 
+def upgrade(headers: Headers) -> bytes | None:
+    """The protocol that a request wants to go on with: WebSocket, or none."""
+    wanted = [value.strip().lower() for name, value in headers if name == b"upgrade"]
+    return b"websocket" if wanted == [b"websocket"] and b"upgrade" in _named(headers) else None
+
+
 def forwarded(headers: Headers, *, also_without: Iterable[bytes] = ()) -> list[tuple[bytes, bytes]]:
     """What of the headers goes on to the other side, the body's framing included."""
     dropped = _HOP_BY_HOP | _named(headers) | set(also_without)

@@ -94,6 +94,12 @@ class TlsStream:
             self._held = await self.receive()
         return not self._held
 
+    @property
+    def quiet(self) -> bool:
+        """As `Stream.quiet`."""
+        idle = not self._held and not self._incoming.pending and not self._tls.pending()
+        return idle and not self._broken and self._wire.quiet
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             # Says that it ends; does not wait for the peer to say so too.

@@ -17,9 +17,7 @@ from managed_agents.egress.http import Greet, HttpClient
 from managed_agents.egress.policy import Binding, EgressPolicy, PolicyUnknown
 from managed_agents.egress.request import Target
 from managed_agents.egress.substitution import SecretUnknown, Sources, Substitution
-from managed_agents.egress.wire import Stream, Wire, alone, splice
-
-IDLE_LOOK_SECONDS = 30.0
+from managed_agents.egress.wire import Stream, Wire, both_ways, splice
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,8 @@ class SandboxVisit:
                 self.sent(len(early))
                 with anyio.fail_after(SILENCE_SECONDS_MAX):
                     await upstream.send(early)
-            await self._move(client, upstream)
+            up, down = functools.partial(splice, client, upstream), functools.partial(splice, upstream, client)
+            await both_ways(up, down, self.sent, self.received, half_open=True, silence_seconds=SILENCE_SECONDS_MAX)
         finally:
             upstream.close()
 
@@ -186,30 +185,3 @@ class SandboxVisit:
         sandbox.bytes_used = (sandbox.bytes_used or 0) + size
         if sandbox.bytes_used > sandbox.shared.bytes_max:
             raise Refused("The session's network traffic is used up.", "over_limit")
-
-    async def _move(self, client: Wire, upstream: Wire) -> None:
-        """Move bytes both ways, unseen. Raises: Refused, OSError."""
-        moved_at = time.monotonic()
-
-        def sent(size: int) -> None:
-            nonlocal moved_at
-            moved_at = time.monotonic()
-            self.sent(size)
-
-        def received(size: int) -> None:
-            nonlocal moved_at
-            moved_at = time.monotonic()
-            self.received(size)
-
-        async def both(scope: anyio.CancelScope) -> None:
-            async with anyio.create_task_group() as pumps:
-                pumps.start_soon(splice, client, upstream, sent)
-                pumps.start_soon(splice, upstream, client, received)
-            scope.cancel()
-
-        with alone():
-            async with anyio.create_task_group() as group:
-                group.start_soon(both, group.cancel_scope)
-                while time.monotonic() - moved_at < SILENCE_SECONDS_MAX:
-                    await anyio.sleep(IDLE_LOOK_SECONDS)
-                group.cancel_scope.cancel()

@@ -6,7 +6,8 @@ the event loop.
 
 import os
 import socket
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol, cast
 
@@ -15,9 +16,14 @@ import anyio.lowlevel
 
 RECEIVE_BYTES = 64 * 1024
 SPLICE_BYTES = 1024 * 1024
+IDLE_LOOK_SECONDS = 30.0
 
 Spend = Callable[[int], None]
 """Takes a number of bytes off a budget. Raises when there is nothing left."""
+
+
+Pump = Callable[[Spend], Awaitable[None]]
+"""Moves bytes one way, and says how many."""
 
 
 class Stream(Protocol):
@@ -33,6 +39,11 @@ class Stream(Protocol):
 
     async def gone(self) -> bool:
         """Wait until the peer says more or ends; return whether it ended. Raises: OSError."""
+        ...
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the connection is whole and nothing has arrived on it that was not received."""
         ...
 
     def close(self) -> None: ...
@@ -82,6 +93,17 @@ class Wire:
         except BlockingIOError:
             return False
 
+    @property
+    def quiet(self) -> bool:
+        """As `Stream.quiet`."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def end(self) -> None:
         """Say that nothing more is sent."""
         try:
@@ -119,6 +141,50 @@ async def splice(source: Wire, sink: Wire, spend: Spend) -> None:
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+async def relay(source: Stream, sink: Stream, spend: Spend) -> None:
+    """Move bytes from one connection to the other until the end, where `splice` cannot.
+
+    Raises: OSError, and what `spend` raises.
+    """
+    while data := await source.receive():
+        spend(len(data))
+        await sink.send(data)
+
+
+async def both_ways(up: Pump, down: Pump, sent: Spend, received: Spend, *, half_open: bool, silence_seconds: float) -> None:
+    """Run two pumps until both have ended (or one, unless `half_open`), one failed, or nothing moved for long.
+
+    Raises: what they raise.
+    """
+    moved_at = time.monotonic()
+
+    def counted(spend: Spend) -> Spend:
+        def moved(size: int) -> None:
+            nonlocal moved_at
+            moved_at = time.monotonic()
+            spend(size)
+
+        return moved
+
+    async def one(pump: Pump, spend: Spend, scope: anyio.CancelScope) -> None:
+        await pump(counted(spend))
+        if not half_open:
+            scope.cancel()
+
+    async def both(scope: anyio.CancelScope) -> None:
+        async with anyio.create_task_group() as pumps:
+            pumps.start_soon(one, up, sent, pumps.cancel_scope)
+            pumps.start_soon(one, down, received, pumps.cancel_scope)
+        scope.cancel()
+
+    with alone():
+        async with anyio.create_task_group() as group:
+            group.start_soon(both, group.cancel_scope)
+            while time.monotonic() - moved_at < silence_seconds:
+                await anyio.sleep(IDLE_LOOK_SECONDS)
+            group.cancel_scope.cancel()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -62,10 +63,13 @@ class Asking:
         """Begin with the request whose span is open in the log; `shown`: clients may see previews of it."""
         return Asked(span.id, self._preview(span.seq, shown=shown))
 
-    async def ask(self, asked: Asked, request: ev.Json, agent: dict[str, Any], *, judge: bool) -> Finished | Failed | None:
-        """Send it, and judge the calls in the answer where `judge` says so; None when an interrupt came first."""
+    async def ask(
+        self, asked: Asked, request: ev.Json, agent: dict[str, Any], *, judge: bool, after_seconds: float = 0.0
+    ) -> Finished | Failed | None:
+        """Send it `after_seconds`, and judge the calls in the answer where `judge` says so; None when an interrupt came first."""
 
         async def send() -> Finished | Failed:
+            await anyio.sleep(after_seconds)
             outcome = await self._requester.send(request, agent["model"], watch=asked.preview.take)
             if judge and isinstance(outcome, Finished):
                 asked.judgements.update(await self._judge(outcome.response, request["messages"], agent))

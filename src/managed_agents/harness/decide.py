@@ -149,6 +149,12 @@ def decide(
                 f"The turn reached its limit of {limits.TOOL_ROUNDS_PER_TURN_MAX} model requests.",
                 messages,
             )
+        if turn.pauses > limits.PAUSES_IN_A_ROW_MAX:
+            return StopExhausted(
+                "model_request_failed_error",
+                f"The model paused its response {turn.pauses} times in a row and did not come to an end.",
+                messages,
+            )
         if context_full or turn.too_long:
             return _compact(turn, messages)
         return RequestModel(messages, opens_period=turn.status != "running")
@@ -210,3 +216,8 @@ def backoff_seconds(failures: int, jitter: float, retry_after: float | None) -> 
     doubled = min(limits.MODEL_BACKOFF_MAX_SECONDS, limits.MODEL_BACKOFF_FIRST_SECONDS * 2 ** (failures - 1))
     asked = min(limits.MODEL_RETRY_AFTER_MAX_SECONDS, retry_after or 0.0)
     return max(doubled, asked) * (1 + jitter / 4)
+
+
+def pause_seconds(pauses: int, jitter: float) -> float:
+    """Wait before a response that was paused `pauses` times in a row is continued: the first time not at all."""
+    return backoff_seconds(pauses - 1, jitter, None) if pauses > 1 else 0.0

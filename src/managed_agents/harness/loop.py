@@ -284,7 +284,8 @@ class SessionRunner:
         self._brief = replace(self._brief, uploads=await self._uploads())
         request = body(self._brief)
         asked = self._asking.begin(stored[-1], shown=not own)
-        outcome = await self._asking.ask(asked, request, self._agent, judge=not own)
+        wait = steps.pause_seconds(self._context.turn.pauses, self._parts.jitter())
+        outcome = await self._asking.ask(asked, request, self._agent, judge=not own, after_seconds=wait)
         match outcome:
             case Finished(response):
                 faults.reach(RESPONSE_ARRIVED)

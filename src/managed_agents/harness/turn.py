@@ -58,6 +58,8 @@ class Turn:
     begun: bool = False
     # Responses in a row that were cut off at an output limit and have to be continued.
     continuations: int = 0
+    # Responses in a row that the endpoint paused, to be called again with what it has said so far.
+    pauses: int = 0
     # Summaries in a row without a message or a tool call of the model, and whether the newest was of no use.
     compactions: int = 0
     compaction_failed: bool = False
@@ -142,6 +144,7 @@ class Turn:
         self.stop_details = None
         self.called_tools = False
         self.continuations = 0
+        self.pauses = 0
         self.compactions = 0
         self.compaction_failed = False
         self.too_long = False
@@ -182,6 +185,7 @@ class Turn:
         self.stop_details = response["stop_details"]
         cut_off = self.stop_reason in ("max_tokens", "model_context_window_exceeded") and not self.pending
         self.continuations = self.continuations + 1 if cut_off else 0
+        self.pauses = self.pauses + 1 if self.stop_reason == "pause_turn" else 0
         self.too_long = self.stop_reason == "model_context_window_exceeded"
         # The model asked to be called again with what it has said so far, or could not finish.
         self.owes_reply = self.stop_reason == "pause_turn" or 0 < self.continuations <= limits.CONTINUATIONS_IN_A_ROW_MAX

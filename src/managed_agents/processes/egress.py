@@ -32,6 +32,7 @@ from managed_agents.processes.settings import CannotStart, key_provider
 from managed_agents.resources.sessions import repository_tokens
 from managed_agents.resources.sessions.egress import StoredPolicies
 from managed_agents.resources.sessions.repository_tokens import RepositoryTokens
+from managed_agents.sandbox import layout
 from managed_agents.sandbox.backend import SandboxError
 from managed_agents.sandbox.package_hosts import PackageHosts
 
@@ -119,14 +120,18 @@ def ca_bundle(settings: Settings) -> Path:
     """
     bundle = settings.data_dir / "ca-bundle.pem"
     text = f"{_authorities(settings)}{_authority(settings).pem}"
-    if bundle.exists() and bundle.read_text() == text:
-        return bundle
-    # Whole or not at all, and a file of its own: sandboxes that have the old one mounted keep it.
-    draft = bundle.with_suffix(f".{os.getpid()}.new")
-    draft.write_text(text)
-    draft.chmod(0o644)
-    draft.rename(bundle)
+    if not bundle.exists() or bundle.read_text() != text:
+        _replace(layout.java_bundle(bundle), authority.java_store(text))
+        _replace(bundle, text.encode())
     return bundle
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whole or not at all, and a file of its own: sandboxes that have the old one mounted keep it."""
+    draft = path.with_suffix(f"{path.suffix}.{os.getpid()}")
+    draft.write_bytes(content)
+    draft.chmod(0o644)
+    draft.rename(path)
 
 
 def _authority(settings: Settings) -> authority.Authority:

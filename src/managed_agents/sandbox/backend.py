@@ -85,7 +85,7 @@ class SandboxSpec:
     network: Literal["none", "gateway"] = "none"
     """`gateway`: nothing but the host's egress gateway, at a socket of its own."""
     ca_bundle: Path | None = None
-    """On the host: certificate authorities for commands to trust instead of the image's."""
+    """On the host: certificate authorities for commands to trust instead of the image's, and for Java at `layout.java_bundle`."""
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     """Added to the commands' environment. Never a secret: commands can print it."""
     session_id: str | None = None

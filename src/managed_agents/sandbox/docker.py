@@ -42,6 +42,7 @@ LABEL = "managed-agents"
 SOCKET_DIRECTORY = "/run/managed-agents/socket"
 EGRESS_DIRECTORY = "/run/managed-agents/egress"
 CA_BUNDLE = "/run/managed-agents/ca.pem"
+CA_BUNDLE_JAVA = "/run/managed-agents/ca.p12"
 STATE_DIRECTORY = "/run/managed-agents/state"
 CODE_DIRECTORY = "/opt/managed-agents"
 HOME = "/home/agent"
@@ -231,7 +232,7 @@ class DockerBackend:
             f"{places.run}:{SOCKET_DIRECTORY}:rw",
             f"{code}:{CODE_DIRECTORY}:ro",
             *([f"{places.egress}:{EGRESS_DIRECTORY}:ro"] if spec.network == "gateway" else []),
-            *([f"{spec.ca_bundle}:{CA_BUNDLE}:ro"] if spec.ca_bundle is not None else []),
+            *_certificates(spec),
         ]
 
     def _container(self, spec: SandboxSpec, places: layout.Places, uid: int) -> dict[str, Any]:
@@ -380,7 +381,16 @@ def _make_egress(places: layout.Places) -> None:
 
 def _network_environment(spec: SandboxSpec) -> dict[str, str]:
     proxy = layout.proxy_environment(layout.PROXY_PORT) if spec.network == "gateway" else {}
-    return proxy | (layout.certificate_environment(CA_BUNDLE) if spec.ca_bundle is not None else {})
+    if spec.ca_bundle is None:
+        return proxy
+    java = f"{proxy.get('JAVA_TOOL_OPTIONS', '')} {layout.java_options(CA_BUNDLE_JAVA)}".strip()
+    return proxy | layout.certificate_environment(CA_BUNDLE) | {"JAVA_TOOL_OPTIONS": java}
+
+
+def _certificates(spec: SandboxSpec) -> list[str]:
+    if spec.ca_bundle is None:
+        return []
+    return [f"{spec.ca_bundle}:{CA_BUNDLE}:ro", f"{layout.java_bundle(spec.ca_bundle)}:{CA_BUNDLE_JAVA}:ro"]
 
 
 def split_key(name: str) -> tuple[str, int] | None:

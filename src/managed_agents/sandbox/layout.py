@@ -109,6 +109,16 @@ def certificate_environment(path: str) -> dict[str, str]:
     return dict.fromkeys((*names, *more), path)
 
 
+def java_bundle(bundle: Path) -> Path:
+    """Where the authorities of `bundle` are for Java, which reads another format."""
+    return bundle.with_suffix(".p12")
+
+
+def java_options(path: str) -> str:
+    """What makes Java trust the authorities in the file `path`; the password is the one that its own store has."""
+    return f"-Djavax.net.ssl.trustStore={path} -Djavax.net.ssl.trustStorePassword=changeit"
+
+
 def install_runner(data_dir: Path) -> Path:
     """Copy the runner's code below `data_dir`, named by content, and return the directory to mount.
 

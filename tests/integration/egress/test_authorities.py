@@ -45,7 +45,7 @@ def test_this_hosts_authority_is_made_once_and_kept_from_others(tmp_path: Path) 
     key = settings.data_dir / authority.DIRECTORY / "key.pem"
     assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert "PRIVATE" not in first.read_text()
-    assert sorted(path.name for path in settings.data_dir.iterdir()) == ["ca-bundle.pem", authority.DIRECTORY]
+    assert sorted(path.name for path in settings.data_dir.iterdir()) == ["ca-bundle.p12", "ca-bundle.pem", authority.DIRECTORY]
     key.write_text("nonsense")
     with pytest.raises(CannotStart, match="certificate authority of the egress gateway"):
         ca_bundle(settings)

@@ -1,16 +1,45 @@
 """Credentials written into requests inside TLS, over real sockets, with HTTPS servers on loopback."""
 
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import anyio
+import anyio.abc
 import pytest
+from anyio.streams.tls import TLSStream
 from pydantic import SecretStr
 
 from managed_agents.egress.substitution import Substitution
-from tests.support.egress import Server, Way, server, way_out
+from tests.support.egress import WAIT_SECONDS, Server, Way, server, way_out
 
 pytestmark = pytest.mark.anyio
 
 TOKEN = Substitution(set_headers={"Authorization": SecretStr("Bearer s3cret")})
+
+
+@asynccontextmanager
+async def _conversation(way: Way, answers: list[bytes]) -> AsyncIterator[Server]:
+    """An HTTPS server that says these one after the other, on as many connections as it takes."""
+    way.names["site.test"] = [["127.0.0.1"]]
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+        made = Server(listener.extra(anyio.abc.SocketAttribute.local_port), b"")
+
+        async def serve(stream: anyio.abc.SocketStream) -> None:
+            made.connections += 1
+            async with await TLSStream.wrap(
+                stream, ssl_context=way.world.context("site.test"), standard_compatible=False
+            ) as wrapped:
+                try:
+                    while True:
+                        made.requests.append(await wrapped.receive())
+                        await wrapped.send(answers.pop(0))
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    return
+
+        group.start_soon(listener.serve, serve)
+        yield made
+        group.cancel_scope.cancel()
 
 
 def get(site: Server, *headers: str, path: str = "/x") -> bytes:
@@ -123,3 +152,59 @@ async def test_a_server_that_is_not_who_it_should_be_gets_nothing() -> None:
         assert b"has no valid TLS: unable to get local issuer certificate" in answer
         assert site.requests == []
         assert (await way.logged(1))[0].outcome == "unreachable"
+
+
+async def test_requests_of_one_connection_share_one_to_the_server_while_it_is_clean() -> None:
+    answers = [b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n" + bytes([number]) for number in b"ab"]
+    async with way_out() as way, _conversation(way, [*answers, answers[0] + b"more", answers[1]]) as site:
+        way.lender.lend("site.test", site.port, TOKEN)
+        async with way.inside(site.authority) as stream:
+            with anyio.fail_after(WAIT_SECONDS):
+                for number, said in enumerate((b"a", b"b", b"a", b"b")):
+                    await stream.send(f"GET /{number} HTTP/1.1\r\nhost: {site.authority}\r\n\r\n".encode())
+                    answer = b""
+                    while not answer.endswith(b"\r\n\r\n" + said):
+                        answer += await stream.receive()
+                    assert b"more" not in answer
+        assert [len(request.split(b"\r\n\r\n")) for request in site.requests] == [2] * 4
+        assert site.connections == 2  # what a server says unasked is nobody's answer
+
+
+async def test_a_server_that_closed_meanwhile_is_asked_on_another_connection() -> None:
+    closing = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+    async with way_out() as way, server(closing, tls=way.world.context("site.test")) as site:
+        way.names["site.test"] = [["127.0.0.1"]]
+        way.lender.lend("site.test", site.port, TOKEN)
+        async with way.inside(site.authority) as stream:
+            for _ in range(2):
+                with anyio.fail_after(WAIT_SECONDS):
+                    await stream.send(f"GET / HTTP/1.1\r\nhost: {site.authority}\r\n\r\n".encode())
+                    answer = b""
+                    while not answer.endswith(b"hello"):
+                        answer += await stream.receive()
+                assert status(answer) == 200
+        assert site.connections == 2
+
+
+async def test_a_websocket_goes_on_through_the_gateway() -> None:
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-x: y\r\n\r\nfirst"
+    async with way_out() as way, _conversation(way, [switching, b"pong"]) as site:
+        way.lender.lend("site.test", site.port, TOKEN)
+        async with way.inside(site.authority) as stream:
+            with anyio.fail_after(WAIT_SECONDS):
+                head = (
+                    f"GET /ws HTTP/1.1\r\nhost: {site.authority}\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\r\n"
+                )
+                await stream.send(head.encode())
+                answer = b""
+                while not answer.endswith(b"first"):
+                    answer += await stream.receive()
+                assert status(answer) == 101
+                assert b"\r\nsec-x: y\r\n" in answer
+                await stream.send(b"\x89\x00ping")
+                assert await stream.receive() == b"pong"
+        assert b"upgrade: websocket\r\n" in site.requests[0]
+        assert b"Bearer s3cret" in site.requests[0]
+        assert site.requests[1] == b"\x89\x00ping"
+        [entry] = await way.logged(1)
+        assert (entry.protocol, entry.outcome, entry.bytes_sent, entry.bytes_received) == ("https", "allowed", 6, 9)

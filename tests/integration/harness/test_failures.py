@@ -207,6 +207,30 @@ async def test_a_cut_off_response_is_continued(server: Stack) -> None:
     assert watch.types.count("session.status_running") == 1
 
 
+async def test_a_response_that_is_paused_for_ever_is_given_up_and_an_interrupt_ends_the_wait_before(server: Stack) -> None:
+    from managed_agents.scripted_model import stop_reason
+
+    def paused(_: object) -> object:
+        return [text("still…"), stop_reason("pause_turn")]
+
+    session = await server.session(paused)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "MODEL_BACKOFF_MAX_SECONDS", 0.01)
+        watch = await server.turn(session)
+        assert watch.types.count("agent.message") == limits.PAUSES_IN_A_ROW_MAX + 1
+        (error,) = [event.error for event in watch.logged if event.type == "session.error"]
+        assert (error.type, error.retry_status.type) == ("model_request_failed_error", "exhausted")
+        assert watch.logged[-1].stop_reason.type == "retries_exhausted"
+        patch.setattr(limits, "MODEL_BACKOFF_FIRST_SECONDS", 60.0)
+        patch.setattr(limits, "MODEL_BACKOFF_MAX_SECONDS", 60.0)
+        async with server.watching(session) as watch:
+            await server.say(session, "again")
+            await watch.until("span.model_request_start", count=3)  # which waits
+            await server.client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+            assert (await watch.idle()).stop_reason.type == "end_turn"
+        assert watch.types.count("agent.message") == 2
+
+
 @pytest.mark.requirement("EVT-098")
 async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: Stack) -> None:
     from managed_agents.scripted_model import broken_tool_use, stop_reason

@@ -183,6 +183,24 @@ async def test_read_refuses(run: Run, arguments: dict[str, Any], reason: str) ->
 
 
 @pytest.mark.requirement("OBS-042")
+@pytest.mark.requirement("OBS-056")
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("[a", "unclosed character class; missing ']'"),
+        ("src/*.p[", "unclosed character class; missing ']'"),
+        ("[]", "unclosed character class; missing ']'"),
+        ("[!]", "unclosed character class; missing ']'"),
+        ("[b-a]", "invalid range; 'b' > 'a'"),
+        ("*.{py,txt", "unclosed alternate group; missing '}' (maybe escape '{' with '[{]'?)"),
+        ("a\\", "dangling '\\'"),
+    ],
+)
+async def test_a_pattern_that_means_nothing_is_refused_in_ripgrep_s_words(run: Run, pattern: str, said: str) -> None:
+    outcome = await run("glob", pattern=pattern)
+    assert (text(outcome), outcome.is_error) == (f"error parsing glob '{pattern}': {said}", True)
+
+
 async def test_glob_is_newest_first_and_recurses(run: Run) -> None:
     await run("bash", command="rm -rf g; mkdir -p g/sub && cd g && "
               "touch -d '3 hours ago' old.py && touch -d '1 hour ago' sub/new.py && touch x.txt")  # fmt: skip

@@ -21,6 +21,7 @@ from managed_agents.harness.decide import (
     StopExhausted,
     backoff_seconds,
     decide,
+    pause_seconds,
 )
 from managed_agents.harness.response import Response, compacted, events_of
 from managed_agents.harness.turn import Turn, restored, snapshot
@@ -186,6 +187,24 @@ def test_a_paused_response_is_continued() -> None:
     events, start_id = opened()
     events += answered(start_id, {"type": "text", "text": "…"}, stop="pause_turn")
     assert step_after(events) == RequestModel((), opens_period=False)
+
+
+def test_pauses_in_a_row_are_bounded_wait_longer_and_longer_and_any_other_answer_ends_the_row() -> None:
+    events, start_id = opened()
+    for n in range(limits.PAUSES_IN_A_ROW_MAX + 1):
+        assert not isinstance(step_after(events), StopExhausted)
+        if n:
+            start = ev.span_start(THREAD)
+            start_id = start.id
+            events.append(start)
+        events += answered(start_id, {"type": "text", "text": "…"}, stop="pause_turn")
+    stop = step_after(events)
+    assert isinstance(stop, StopExhausted)
+    assert stop.error_type == "model_request_failed_error"
+    start = ev.span_start(THREAD)
+    ended = [*events, start, *answered(start.id, {"type": "text", "text": "."})]
+    assert step_after(ended) == GoIdle("end_turn")
+    assert [pause_seconds(n, 0.0) for n in range(6)] == [0.0, 0.0, 1.0, 2.0, 4.0, 8.0]
 
 
 @pytest.mark.requirement("EVT-047")

@@ -51,8 +51,28 @@ def walk(root: str, skip_git: bool = True) -> Iterator[tuple[str, os.stat_result
         pending.extend(reversed(directories))
 
 
+class BadGlob(ValueError):
+    """A pattern that means nothing, in ripgrep's words (observed hosted behaviour)."""
+
+
+def _character_class(pattern: str, start: int) -> tuple[str, int]:
+    """The regular expression of the class whose bracket stands at `start`, and where its end is. Raises BadGlob."""
+    negated = pattern[start + 1 : start + 2] in ("!", "^")
+    first = start + 1 + negated
+    # A bracket that comes first stands for itself.
+    end = pattern.find("]", first + 1)
+    if end < 0:
+        raise BadGlob("unclosed character class; missing ']'")
+    inner = pattern[first:end]
+    for low, high in re.findall(r"(.)-(.)", inner, re.DOTALL):
+        if low > high:
+            raise BadGlob(f"invalid range; '{low}' > '{high}'")
+    escaped = re.sub(r"[\\\[\]^&|~]", r"\\\g<0>", inner)
+    return f"[{'^' * negated}{escaped}]", end
+
+
 def translate(pattern: str) -> str:
-    """Return the regular expression of a doublestar pattern, matched against the whole relative path."""
+    """Return the regular expression of a doublestar pattern, matched against the whole relative path. Raises BadGlob."""
     out, i, depth = "", 0, 0
     while i < len(pattern):
         char = pattern[i]
@@ -66,23 +86,26 @@ def translate(pattern: str) -> str:
             out += "[^/]*"
         elif char == "?":
             out += "[^/]"
-        elif char == "[" and (end := pattern.find("]", i + 2)) > 0:
-            inner = pattern[i + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
-            out += "[" + ("^" + inner[1:] if inner[0] in "!^" else inner) + "]"
-            i = end
-        elif char == "{" and "}" in pattern[i:]:
+        elif char == "[":
+            found, i = _character_class(pattern, i)
+            out += found
+        elif char == "{":
             out, depth = out + "(?:", depth + 1
         elif char == "}" and depth:
             out, depth = out + ")", depth - 1
         elif char == "," and depth:
             out += "|"
-        elif char == "\\" and i + 1 < len(pattern):
+        elif char == "\\":
             i += 1
+            if i == len(pattern):
+                raise BadGlob("dangling '\\'")
             out += re.escape(pattern[i])
         else:
             out += re.escape(char)
         i += 1
-    return out + ")" * depth
+    if depth:
+        raise BadGlob("unclosed alternate group; missing '}' (maybe escape '{' with '[{]'?)")
+    return out
 
 
 def _split_absolute(pattern: str) -> tuple[str, str]:
@@ -96,7 +119,7 @@ def _split_absolute(pattern: str) -> tuple[str, str]:
 
 def glob(arguments: dict[str, Any], config: Config) -> list[Block]:
     """Return paths that match, newest first."""
-    pattern = string("glob", arguments, "pattern")
+    asked = pattern = string("glob", arguments, "pattern")
     root = config.resolve(string("glob", arguments, "path") if arguments.get("path") is not None else ".")
     if pattern.startswith("/"):
         root, pattern = _split_absolute(pattern)
@@ -113,8 +136,8 @@ def glob(arguments: dict[str, Any], config: Config) -> list[Block]:
         pattern = "**/" + pattern
     try:
         matcher = re.compile(translate(pattern), re.DOTALL)
-    except re.error as error:
-        raise ToolError(f"glob: invalid pattern: {error}") from error
+    except (BadGlob, re.error) as error:
+        raise ToolError(f"error parsing glob '{asked}': {error}") from error
     start = len(root.rstrip("/")) + 1
     found = [
         (entry.st_mtime_ns, path) for path, entry in walk(root, skip_git=".git" not in pattern) if matcher.fullmatch(path[start:])
