@@ -83,7 +83,9 @@ class Turn:
             case "session.status_idle":
                 self._idle(event.json()["stop_reason"])
             case "session.error":
-                self.failure_told = True
+                # A repository that cannot be cloned is no failure of the model's.
+                if not event.json()["error"]["type"].startswith("repository_"):
+                    self.failure_told = True
             case "user.message":
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":

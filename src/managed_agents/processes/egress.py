@@ -27,9 +27,13 @@ from managed_agents.egress.gateway import Bounds, Gateway
 from managed_agents.egress.policy import CachedPolicies
 from managed_agents.egress.substitution import Source, Sources
 from managed_agents.egress.visit import Credentials
+from managed_agents.encryption.sealing import Sealer
 from managed_agents.processes.lifetime import until_signalled
-from managed_agents.processes.settings import CannotStart
+from managed_agents.processes.purposes import SECRETS
+from managed_agents.processes.settings import CannotStart, key_provider
+from managed_agents.resources.sessions import repository_tokens
 from managed_agents.resources.sessions.egress import StoredPolicies
+from managed_agents.resources.sessions.repository_tokens import RepositoryTokens
 from managed_agents.sandbox import layout
 from managed_agents.sandbox.backend import SandboxError
 from managed_agents.sandbox.package_hosts import PackageHosts
@@ -41,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0
 AUTHORITY_SECONDS_MAX = 60.0
+_ROUTE = re.compile(r"([A-Za-z0-9._-]+):([0-9]{1,5})=([A-Za-z0-9._-]+):([0-9]{1,5})")
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]+-----END CERTIFICATE-----")
 
 
@@ -56,8 +61,8 @@ async def run(settings: Settings) -> None:
 
 def credential_sources(settings: Settings, db: Database) -> Mapping[str, Source]:
     """What knows the credentials of sessions, by the name its bindings carry (`egress/substitution.py`)."""
-    del settings, db
-    return {}
+    sealing = Sealer(key_provider(settings), SECRETS)
+    return {repository_tokens.SOURCE: RepositoryTokens(db, sealing)}
 
 
 async def serve(settings: Settings, db: Database) -> None:
@@ -89,7 +94,7 @@ async def serve(settings: Settings, db: Database) -> None:
         settings.effective_run_dir,
         CachedPolicies(stored),
         log,
-        connector=Connector(addresses.networks(settings.egress_allowed_networks)),
+        connector=Connector(addresses.networks(settings.egress_allowed_networks), routes=routes_of(settings)),
         credentials=credentials,
         bounds=Bounds(connections=settings.egress_connections, bytes=settings.egress_bytes),
     )
@@ -101,6 +106,21 @@ async def serve(settings: Settings, db: Database) -> None:
         except* OSError as errors:
             logger.error("egress gateway failed: %s", errors.exceptions[0])
         await anyio.sleep(RESTART_SECONDS)
+
+
+def routes_of(settings: Settings) -> dict[tuple[str, int], tuple[str, int]]:
+    """Where connections to some hosts really go.
+
+    Raises:
+        CannotStart: it is not host:port=host:port.
+    """
+    routes: dict[tuple[str, int], tuple[str, int]] = {}
+    for item in filter(None, (item.strip() for item in settings.egress_routes.split(","))):
+        found = _ROUTE.fullmatch(item)
+        if found is None:
+            raise CannotStart(f"MANAGED_AGENTS_EGRESS_ROUTES: {item[:200]!r} is not host:port=host:port")
+        routes[found[1].lower(), int(found[2])] = (found[3], int(found[4]))
+    return routes
 
 
 def ca_bundle(settings: Settings) -> Path:
