@@ -42,12 +42,6 @@ MCP = {"type": "url", "name": "x", "url": "https://example.com"}
         pytest.param(ENVIRONMENTS, {"scope": "account"}, "scope", marks=pytest.mark.requirement("ENV-903")),
         pytest.param(
             SESSIONS,
-            {"resources": [{"type": "github_repository", "url": "https://github.com/a/b"}]},
-            "resources.0",
-            marks=pytest.mark.requirement("SES-901"),
-        ),
-        pytest.param(
-            SESSIONS,
             {"resources": [{"type": "memory_store", "memory_store_id": "memstore_01x"}]},
             "resources.0",
             marks=pytest.mark.requirement("SES-904"),

@@ -104,9 +104,7 @@ async def test_title_and_metadata(server: Stack) -> None:
     assert session.metadata == {"k" * 64: "v" * 512, "empty": ""}
 
 
-@pytest.mark.requirement(
-    "CNV-022", "CNV-050", "SES-026", "SES-028", "SES-031", "SES-044", "SES-901", "SES-904", "SES-905", "SES-907"
-)
+@pytest.mark.requirement("CNV-022", "CNV-050", "SES-026", "SES-028", "SES-031", "SES-044", "SES-904", "SES-905", "SES-907")
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -120,7 +118,6 @@ async def test_title_and_metadata(server: Stack) -> None:
         ({"metadata": []}, "metadata"),
         ({"vault_ids": ["vlt_01x"]}, "vault_ids"),
         ({"budget": {"type": "limit", "max_list_cost": {"amount": "100"}}}, "budget.max_list_cost.currency"),
-        ({"resources": [{"type": "github_repository", "url": "https://github.com/a/b"}]}, "resources.0"),
         ({"resources": [{"type": "memory_store", "memory_store_id": "memstore_01x"}]}, "resources.0"),
         ({"resources": [{"type": "volume"}]}, "resources.0.type"),
         ({"resources": [{"type": "file"}]}, "resources.0.file_id"),

@@ -1,16 +1,18 @@
 """The same promise with real containers."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
 from anthropic import AsyncAnthropic
 
+from managed_agents.scripted_model import tool_use
 from tests.crash import script
 from tests.crash.conftest import Claimed, Finished
 from tests.support import cluster as clusters
 from tests.support.cluster import Cluster, Model, make_session, say
 from tests.support.following import following
+from tests.support.git_server import GitHost, git_host
 from tests.support.launcher import Launcher
 from tests.support.waiting import until
 
@@ -20,6 +22,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 @pytest.fixture
 async def cluster(database_url: str, model: Model, launcher: Launcher) -> AsyncIterator[Cluster]:
     async with clusters.cluster(database_url, model, launcher, sandbox="docker") as made:
+        yield made
+
+
+@pytest.fixture
+def host() -> Iterator[GitHost]:
+    with git_host() as made:
         yield made
 
 
@@ -59,3 +67,29 @@ async def test_a_command_in_a_container_runs_once_though_its_worker_was_killed(
     assert seen == listed
     results = [event["content"][0]["text"] for event in listed if event["type"] == "agent.tool_result"]
     assert results[-1].splitlines() == ["1", "a note"]
+
+
+@pytest.mark.requirement("SES-098")
+async def test_a_repository_is_cloned_once_though_the_worker_that_began_it_died(
+    database_url: str, model: Model, launcher: Launcher, host: GitHost
+) -> None:
+    host.repository("acme/kept")
+    settings = {name: str(value) for name, value in host.settings.items()}
+    async with clusters.cluster(database_url, model, launcher, sandbox="docker", **settings) as cluster:
+        model.reply = lambda request: "done" if request.tool_results else [tool_use("bash", command="cat kept/README.md")]
+        await cluster.api()
+        worker = cluster.worker("hands.cloned:kill")
+        async with cluster.client() as client:
+            wanted = {"type": "github_repository", "url": "https://github.com/acme/kept"}
+            missing = {"type": "github_repository", "url": "https://github.com/acme/none"}
+            session_id = await make_session(client, resources=[wanted, missing])
+            async with following(client, session_id) as follower:
+                await say(client, session_id, "work")
+                assert await worker.ended() == -9
+                cluster.worker()
+                seen = await follower.idle()
+    (result,) = [event["content"][0]["text"] for event in seen if event["type"] == "agent.tool_result"]
+    assert result == "acme/kept\n"
+    (error,) = [event["error"] for event in seen if event["type"] == "session.error"]
+    assert (error["type"], error["repository_url"]) == ("repository_not_found_error", missing["url"])
+    assert [path for path, _ in host.seen].count("/acme/kept/info/refs") == 1

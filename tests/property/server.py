@@ -51,7 +51,7 @@ from managed_agents.resources.sessions.schemas import ListEvents, SendEvents, Up
 from managed_agents.resources.sessions.service import Sessions
 from tests.support import sessions
 from tests.support.invariants import check_history, check_rows
-from tests.support.server import listening
+from tests.support.server import SEALER, listening
 
 Json = dict[str, Any]
 
@@ -441,7 +441,7 @@ async def server(url: str, api_side: tuple[Database, Hub, Hints, TaskGroup], wor
                     api_db,
                     db,
                     hub,
-                    Sessions(api_db, hints, web_search=True),
+                    Sessions(api_db, hints, SEALER, web_search=True),
                     SessionEvents(api_db, hints, hub),
                     worker_hints,
                     parts,

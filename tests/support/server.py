@@ -1,5 +1,6 @@
 """A listening server: uvicorn on a loopback port in the test's own event loop, and SDK clients toward it."""
 
+import hashlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,12 +16,23 @@ from starlette.types import ASGIApp
 
 from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Database
+from managed_agents.encryption.sealing import Sealer
 from managed_agents.resources.keys import service as keys
 from managed_agents.resources.organizations import service as organizations
 from managed_agents.web.actor import Scope
 
 START_SECONDS_MAX = 10.0
 HMAC_KEY = b"\x17" * 32
+
+
+class FixedKeys:
+    """A key provider whose keys are the same in every test."""
+
+    def derive(self, purpose: str) -> bytes:
+        return hashlib.sha256(purpose.encode()).digest()
+
+
+SEALER = Sealer(FixedKeys(), "tests")
 FIRST_KEY = "sk-ma-the-first-key-of-tests"
 
 

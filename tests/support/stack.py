@@ -33,6 +33,7 @@ from managed_agents.core.settings import Settings
 from managed_agents.db import databases
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
+from managed_agents.encryption.sealing import Sealer
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.batch import Appender
 from managed_agents.eventlog.hints import Hints
@@ -46,7 +47,9 @@ from managed_agents.harness.worker import Worker
 from managed_agents.model.client import AnthropicModelClient, Deadlines
 from managed_agents.model.endpoint import Endpoint
 from managed_agents.model.models import Models
+from managed_agents.processes.purposes import SECRETS
 from managed_agents.processes.sandboxes import sandbox_plan
+from managed_agents.processes.settings import key_provider
 from managed_agents.processes.worker import sandbox_backend, web_tools
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
@@ -64,7 +67,7 @@ from tests.support.waiting import until
 MODEL = "claude-opus-5"
 BETA = "managed-agents-2026-04-01"
 TOOLSET: list[dict[str, Any]] = [{"type": "agent_toolset_20260401"}]
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 30.0
 SCRIPT = re.compile(r"script-[0-9a-f]{12}")
 
 _RESTING = text(
@@ -350,6 +353,11 @@ async def _straight(base_url: str) -> AsyncIterator[str]:
     yield base_url
 
 
+def sealer(settings: Settings) -> Sealer:
+    """What the processes of these settings seal secrets with."""
+    return Sealer(key_provider(settings), SECRETS)
+
+
 @dataclass(frozen=True)
 class Variant:
     """What may differ between stacks: the model's context, what stands before it, how long it may be silent, more harnesses,
@@ -410,7 +418,7 @@ async def _running(
                 db=api_db,
                 keys=KeyDirectory(api_db, HMAC_KEY),
                 blobs=blobs,
-                sessions=Sessions(api_db, hints, web_search=settings.web_search is not None),
+                sessions=Sessions(api_db, hints, sealer(settings), web_search=settings.web_search is not None),
                 events=SessionEvents(api_db, hints, hub),
                 web_search=settings.web_search is not None,
             )

@@ -74,6 +74,10 @@ CONTINUATIONS_IN_A_ROW_MAX = 4  # of responses cut off at their output limit
 PAUSES_IN_A_ROW_MAX = 8  # of responses that the endpoint paused; from the second on each waits before it is continued
 COMPACTIONS_IN_A_ROW_MAX = 3
 
+# Outputs of a session; each is at most FILE_BYTES_MAX
+OUTPUT_FILES_MAX = 1000  # assumed: the hosted limit is undocumented
+OUTPUT_BYTES_MAX = 20 * 1024 * 1024 * 1024  # of all together
+
 # Tools
 TOOL_CALL_SECONDS_DEFAULT = 120.0  # SDK reference runner
 TOOL_CALL_SECONDS_MAX = 600.0

@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     egress_allowed_networks: str = Field(
         "", description="Networks beside the public ones that sandboxes may reach, as CIDR, comma separated."
     )
+    egress_routes: str = Field(
+        "",
+        description="Where connections of sandboxes really go, `host:port=host:port`, comma separated: for mirrors and tests. "
+        "The address must be allowed all the same, and the server there show the first host's certificate.",
+    )
     egress_package_hosts: str = Field(
         "",
         description="More hosts that `allow_package_managers` opens, comma separated, `*.name` for what is below a name: source "

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import anyio
@@ -48,12 +48,21 @@ async def system_resolver(host: str, port: int) -> Sequence[str]:
 class Connector:
     """Makes connections for sandboxes."""
 
-    def __init__(self, exceptions: Sequence[addresses.Network] = (), resolver: Resolver = system_resolver) -> None:
-        """`exceptions` are networks that an operator allows beside the public ones."""
-        self._exceptions, self._resolver = exceptions, resolver
+    def __init__(
+        self,
+        exceptions: Sequence[addresses.Network] = (),
+        resolver: Resolver = system_resolver,
+        *,
+        routes: Mapping[tuple[str, int], tuple[str, int]] | None = None,
+    ) -> None:
+        """`exceptions` are networks that an operator allows beside the public ones, `routes` where connections to a host and
+        port really go; who answers there is still asked for the first one's certificate.
+        """
+        self._exceptions, self._resolver, self._routes = exceptions, resolver, routes or {}
 
     async def connect(self, host: str, port: int) -> Wire:
         """Connect to a host. Raises: Unreachable."""
+        host, port = self._routes.get((host, port), (host, port))
         wanted = [address for address in await self._resolve(host, port) if self._acceptable(address)]
         if not wanted:
             raise Unreachable(f"{host} is at an address that sandboxes may not reach", "refused_address", status=403)

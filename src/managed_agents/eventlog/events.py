@@ -273,13 +273,12 @@ def terminated(thread_id: str, agent_name: str) -> list[NewEvent]:
     return [thread_terminated(thread_id, agent_name), new_event("session.status_terminated", thread_id)]
 
 
-def session_error(thread_id: str, error_type: str, message: str, retry_status: str) -> NewEvent:
-    """`session.error` with `retry_status` one of retrying, exhausted, terminal."""
-    return new_event(
-        "session.error",
-        thread_id,
-        {"error": {"type": error_type, "message": message, "retry_status": {"type": retry_status}}},
-    )
+def session_error(
+    thread_id: str, error_type: str, message: str, retry_status: str, more: Mapping[str, object] | None = None
+) -> NewEvent:
+    """`session.error` with `retry_status` one of retrying, exhausted, terminal; `more` are fields of this type of error."""
+    error = {"type": error_type, "message": message, **(more or {}), "retry_status": {"type": retry_status}}
+    return new_event("session.error", thread_id, {"error": error})
 
 
 def span_start(thread_id: str) -> NewEvent:

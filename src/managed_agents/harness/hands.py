@@ -17,10 +17,11 @@ from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, Blob
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
+from managed_agents.harness import outputs
+from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.turn import ToolCall
-from managed_agents.resources.files import service as files
-from managed_agents.resources.sessions import bindings, places, snapshots
+from managed_agents.resources.sessions import bindings, places, repositories, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
 from managed_agents.sandbox.backend import (
     BadArchive,
@@ -44,14 +45,10 @@ ATTACHED = faults.register("hands.attached", "attached to a sandbox that was the
 BEFORE_CALL = faults.register("hands.before_call", "sandbox open, call not sent")
 ACKNOWLEDGED = faults.register("hands.acknowledged", "outcome in the log, the sandbox has forgotten it")
 CANCELLED = faults.register("hands.cancelled", "running call ended by an interrupt, not in the log")
-OUTPUT_STORED = faults.register("hands.output_stored", "bytes of an output stored, no file refers to them")
-OUTPUT_RECORDED = faults.register("hands.output_recorded", "output is a file, turn not over in the log")
 CREATED = faults.register("hands.created", "sandbox created, not recorded as live")
 RESTORED = faults.register("hands.restored", "snapshot unpacked, sandbox not recorded as live")
-OUTPUTS = "/mnt/session/outputs"
 CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
 PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
-HARVEST_SECONDS_MAX = 30.0
 PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
 STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
@@ -98,7 +95,10 @@ class SessionHands:
         self._sandbox: Sandbox | None = None
         self._handles: list[Sandbox] = []  # all that may hold connections, the one that is gone too
         self._opening = anyio.Lock()
-        self._harvested: dict[str, str] | None = None
+        self.repositories = Repositories(
+            hands.db, self._session_id, claim.epoch, has_gateway="network" in hands.backend.capabilities
+        )
+        self._outputs = outputs.Outputs(hands.db, hands.blobs, self._workspace_id, self._session_id)
         self._uploads: list[Upload] = []
         self._uploads_as_of: int | None = None
         self._mounts: dict[str, str] = {}
@@ -121,7 +121,7 @@ class SessionHands:
         Cancelling gives up the place in the queue; what has begun is finished.
         """
         try:
-            await self._open()
+            await self.repositories.clone(await self._open())
         except SandboxError as error:
             logger.warning("sandbox of %s is not ready yet: %s", self._session_id, error)
 
@@ -136,6 +136,7 @@ class SessionHands:
         try:
             sandbox = await self._open(calling=True)
             await self._mount(sandbox)
+            await self.repositories.clone(sandbox)
             faults.reach(BEFORE_CALL)
             self._used = True
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
@@ -235,39 +236,31 @@ class SessionHands:
 
     # Outputs
 
+    async def collect_outputs(self) -> None:
+        """Make files of outputs while the session works, soon after they were written. Runs until cancelled."""
+        while True:
+            await anyio.sleep(outputs.LOOK_SECONDS)
+            if (sandbox := self._sandbox) is None or not self._used:
+                continue
+            try:
+                with anyio.fail_after(outputs.HARVEST_SECONDS_MAX):
+                    await self._outputs.collect(sandbox, settled=True)
+            except (SandboxError, OSError, TimeoutError, SQLAlchemyError) as error:
+                logger.warning("outputs of %s not collected yet: %s: %s", self._session_id, type(error).__name__, error)
+
     async def harvest(self) -> None:
         """Make files of what is in the outputs directory, once per content. Best effort within a bound.
 
         Also for calls of a former owner, who may have died before it came to this.
         """
-        with anyio.move_on_after(HARVEST_SECONDS_MAX):
+        with anyio.move_on_after(outputs.HARVEST_SECONDS_MAX) as scope:
             try:
                 if (sandbox := await self._existing()) is not None:
-                    await self._harvest(sandbox)
-            except (SandboxError, BlobTooLarge, OSError) as error:
+                    await self._outputs.collect(sandbox, settled=False)
+            except (SandboxError, OSError) as error:
                 logger.warning("outputs of %s not collected: %s", self._session_id, error)
-
-    async def _harvest(self, sandbox: Sandbox) -> None:
-        if self._harvested is None:
-            async with self._hands.db.transaction() as tx:
-                self._harvested = await bindings.outputs(tx, self._session_id)
-        for entry in await sandbox.listing(OUTPUTS):
-            if self._harvested.get(entry.path) == entry.sha256:
-                continue
-            blob = await self._hands.blobs.put(sandbox.get(f"{OUTPUTS}/{entry.path}"), limits.FILE_BYTES_MAX)
-            faults.reach(OUTPUT_STORED)
-            async with self._hands.db.transaction() as tx:
-                await files.add_output(
-                    tx,
-                    self._workspace_id,
-                    self._session_id,
-                    output_path=entry.path,
-                    mime_type=None,
-                    blob=blob,
-                )
-            faults.reach(OUTPUT_RECORDED)
-            # The file may have changed since it was listed: what was stored is what counts.
-            self._harvested[entry.path] = blob.sha256
+        if scope.cancelled_caught:
+            logger.warning("outputs of %s not collected: it took too long", self._session_id)
 
     # Binding
 
@@ -406,6 +399,8 @@ class SessionHands:
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
+            if snapshot is not None:
+                await repositories.inherit_states(tx, binding.sandbox_id)
             await bindings.set_live(tx, binding.sandbox_id)
         faults.reach(RECORDED)
         self._binding = binding

@@ -36,6 +36,7 @@ from managed_agents.harness.tools import definitions
 from managed_agents.harness.tools.web import WebTools
 from managed_agents.harness.turn import snapshot
 from managed_agents.harness.web_calls import WebCalls
+from managed_agents.resources.sessions.repositories import described
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class SessionRunner:
                 self._background = group
                 self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
                 group.start_soon(self._hands.keep_safe)
+                group.start_soon(self._hands.collect_outputs)
                 try:
                     await self._run()
                 finally:
@@ -139,11 +141,17 @@ class SessionRunner:
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
+        await self._tell_troubles()
         try:
             return await self._act(self._decide())
         except BudgetReached:
             self._context.at_cap = True
             return False
+
+    async def _tell_troubles(self) -> None:
+        if troubles := self._hands.repositories.troubles():
+            await self._journal.log([trouble.event(self._journal.thread_id) for trouble in troubles])
+            await self._hands.repositories.told(troubles)
 
     async def _act(self, step: steps.Step) -> bool:
         if isinstance(step, (steps.RequestModel, steps.Compact, steps.TakeAnswers)) and step.opens_period:
@@ -224,7 +232,8 @@ class SessionRunner:
     async def _learn(self) -> None:
         """Find out what requests are built from beside the log."""
         rules = await self._parts.requester.rules(self._agent["model"]["id"])
-        self._brief = Brief(self._agent, rules, await self._uploads())
+        wanted = await self._hands.repositories.wanted() if self._offers_sandbox else []
+        self._brief = Brief(self._agent, rules, await self._uploads(), described(wanted))
 
     async def _uploads(self) -> list[str]:
         # Only a session with tools tells the model of its files.

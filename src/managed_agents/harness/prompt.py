@@ -53,6 +53,7 @@ class Brief:
     agent: Mapping[str, Any]
     model: ModelRules
     uploads: Sequence[str] = ()
+    repositories: Sequence[str] = ()
 
 
 def rules_of(context_tokens: int, output_tokens: int, capabilities: Mapping[str, Any]) -> ModelRules:
@@ -73,13 +74,16 @@ def _supported(capability: Any) -> bool:
     return bool(capability and capability.get("supported"))
 
 
-def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str]) -> str:
+def system_prompt(agent: Mapping[str, Any], uploads: Sequence[str], repositories: Sequence[str] = ()) -> str:
     """The agent's own prompt, then the facts of its environment."""
     parts = [agent["system"]] if agent["system"] else []
     if definitions.offers_sandbox(agent["tools"]):
         parts.append(OUTPUTS_NOTE)
         if uploads:
             parts.append("Files the user attached (read-only):\n" + "\n".join(f"- {path}" for path in uploads))
+        if repositories:
+            listed = "\n".join(f"- {line}" for line in repositories)
+            parts.append(f"Git repositories, cloned where that was possible (fetch and push need no credentials here):\n{listed}")
     return "\n\n".join(parts)
 
 
@@ -100,7 +104,7 @@ def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = Non
         # The session lost its tools; the API wants those named that the conversation calls.
         made["tools"] = [{"name": name, "input_schema": {"type": "object"}} for name in called]
         made["tool_choice"] = {"type": "none"}
-    if system := system_prompt(agent, brief.uploads):
+    if system := system_prompt(agent, brief.uploads, brief.repositories):
         # Marked, so that sessions of one agent share it.
         made["system"] = [{"type": "text", "text": system, "cache_control": CACHED}]
     elif tools:

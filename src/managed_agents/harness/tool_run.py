@@ -95,8 +95,11 @@ class ToolRun:
             outcome, usage = await self._web.run(call) if is_web else (await self._hands.execute(call), None)
             faults.reach(OUTCOME_ARRIVED)
         result = ev.tool_result(self._journal.thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
-        stored = await self._journal.append([result])
+        troubles = self._hands.repositories.troubles()
+        told = [trouble.event(self._journal.thread_id) for trouble in troubles]
+        stored = await self._journal.append([*told, result])
         self._stored += stored  # apart: while that waits, another list may take the place of this one
         faults.reach(OUTCOME_LOGGED)
+        await self._hands.repositories.told(troubles)
         if call.name not in definitions.WEB_TOOLS:
             await self._hands.acknowledge(call.event_id)

@@ -83,8 +83,9 @@ class Turn:
             case "session.status_idle":
                 self._idle(event.json()["stop_reason"])
             case "session.error":
-                # While calls are pending no model request fails: that error is about a sandbox.
-                self.failure_told = self.failure_told or not self.pending
+                # Neither a repository that cannot be cloned nor what is said while calls are pending is a failure of the model's.
+                if not self.pending and not event.json()["error"]["type"].startswith("repository_"):
+                    self.failure_told = True
             case "user.message":
                 self.owes_reply = self.owes_reply or event.for_model
             case "span.model_request_start":

@@ -6,12 +6,13 @@ from managed_agents.api.app import create_app
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import KEYS_CHANNEL, LOG_CHANNEL, Doorbell, listen
+from managed_agents.encryption.sealing import Sealer
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PREVIEW_CHANNEL
 from managed_agents.eventlog.subscribe import Hub
 from managed_agents.processes.lifetime import serving, until_signalled
-from managed_agents.processes.purposes import API_KEYS
+from managed_agents.processes.purposes import API_KEYS, SECRETS
 from managed_agents.processes.settings import blob_store, key_provider, organization_limits
 from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.rate_limits.limiter import Limiter
@@ -28,14 +29,15 @@ async def run(settings: Settings) -> None:
     db = Database(database_url, pool=settings.db_pool, application_name="managed-agents api")
     hub, doorbell = Hub(db), Doorbell(database_url)
     hints = Hints(hub, doorbell)
-    keys = KeyDirectory(db, key_provider(settings).derive(API_KEYS))
+    provider = key_provider(settings)
+    keys = KeyDirectory(db, provider.derive(API_KEYS))
     limits = organization_limits(settings)
     limiter = Limiter(db, limits) if settings.rate_limits == "on" else None
     services = Services(
         db=db,
         keys=keys,
         blobs=blob_store(settings),
-        sessions=Sessions(db, hints, web_search=settings.web_search is not None),
+        sessions=Sessions(db, hints, Sealer(provider, SECRETS), web_search=settings.web_search is not None),
         events=SessionEvents(db, hints, hub),
         require_beta_header=settings.require_beta_header,
         web_search=settings.web_search is not None,

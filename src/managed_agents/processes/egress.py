@@ -5,11 +5,13 @@ Whoever holds the lock in the run directory serves; the others wait, and take ov
 
 import functools
 import logging
-import os
 import re
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import certifi
@@ -18,23 +20,32 @@ from anyio.lowlevel import checkpoint
 from managed_agents.core import addresses
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
-from managed_agents.egress import authority, tls
+from managed_agents.egress import tls
 from managed_agents.egress.access_log import AccessLog
 from managed_agents.egress.connect import Connector
 from managed_agents.egress.gateway import Bounds, Gateway
 from managed_agents.egress.policy import CachedPolicies
 from managed_agents.egress.substitution import Source, Sources
 from managed_agents.egress.visit import Credentials
+from managed_agents.encryption.sealing import Sealer
 from managed_agents.processes.lifetime import until_signalled
-from managed_agents.processes.settings import CannotStart
+from managed_agents.processes.purposes import SECRETS
+from managed_agents.processes.settings import CannotStart, key_provider
+from managed_agents.resources.sessions import repository_tokens
 from managed_agents.resources.sessions.egress import StoredPolicies
+from managed_agents.resources.sessions.repository_tokens import RepositoryTokens
 from managed_agents.sandbox import layout
 from managed_agents.sandbox.backend import SandboxError
 from managed_agents.sandbox.package_hosts import PackageHosts
 
+if TYPE_CHECKING:
+    from managed_agents.egress.authority import Authority
+
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0
+AUTHORITY_SECONDS_MAX = 60.0
+_ROUTE = re.compile(r"([A-Za-z0-9._-]+):([0-9]{1,5})=([A-Za-z0-9._-]+):([0-9]{1,5})")
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]+-----END CERTIFICATE-----")
 
 
@@ -50,15 +61,15 @@ async def run(settings: Settings) -> None:
 
 def credential_sources(settings: Settings, db: Database) -> Mapping[str, Source]:
     """What knows the credentials of sessions, by the name its bindings carry (`egress/substitution.py`)."""
-    del settings, db
-    return {}
+    sealing = Sealer(key_provider(settings), SECRETS)
+    return {repository_tokens.SOURCE: RepositoryTokens(db, sealing)}
 
 
 async def serve(settings: Settings, db: Database) -> None:
     """Serve until cancelled, or wait while another process does.
 
     Raises:
-        CannotStart: The certificate authority of this host, or EXTRA_CA, cannot be read.
+        CannotStart: EXTRA_CA cannot be read.
     """
     hosts = PackageHosts(settings.sandbox_image)
     named = [host.strip() for host in settings.egress_package_hosts.split(",") if host.strip()]
@@ -71,14 +82,19 @@ async def serve(settings: Settings, db: Database) -> None:
             return named
 
     sources = Sources(credential_sources(settings, db))
-    credentials = Credentials(sources, _authority(settings), tls.trusted_context(_authorities(settings)))
+    usual = _authorities(settings)
+    credentials = Credentials(
+        sources,
+        functools.cache(functools.partial(_authority, settings)),
+        functools.cache(functools.partial(tls.trusted_context, usual)),
+    )
     stored = StoredPolicies(db, package_hosts, sources.bindings)
     log = AccessLog(stored)
     gateway = Gateway(
         settings.effective_run_dir,
         CachedPolicies(stored),
         log,
-        connector=Connector(addresses.networks(settings.egress_allowed_networks)),
+        connector=Connector(addresses.networks(settings.egress_allowed_networks), routes=routes_of(settings)),
         credentials=credentials,
         bounds=Bounds(connections=settings.egress_connections, bytes=settings.egress_bytes),
     )
@@ -92,34 +108,50 @@ async def serve(settings: Settings, db: Database) -> None:
         await anyio.sleep(RESTART_SECONDS)
 
 
+def routes_of(settings: Settings) -> dict[tuple[str, int], tuple[str, int]]:
+    """Where connections to some hosts really go.
+
+    Raises:
+        CannotStart: it is not host:port=host:port.
+    """
+    routes: dict[tuple[str, int], tuple[str, int]] = {}
+    for item in filter(None, (item.strip() for item in settings.egress_routes.split(","))):
+        found = _ROUTE.fullmatch(item)
+        if found is None:
+            raise CannotStart(f"MANAGED_AGENTS_EGRESS_ROUTES: {item[:200]!r} is not host:port=host:port")
+        routes[found[1].lower(), int(found[2])] = (found[3], int(found[4]))
+    return routes
+
+
 def ca_bundle(settings: Settings) -> Path:
     """The authorities that sandboxes trust: the usual ones, those of EXTRA_CA, and this host's own (made when there is none).
 
     Raises:
         CannotStart: EXTRA_CA cannot be read or holds no certificate, or this host's authority cannot be read or made.
     """
-    bundle = settings.data_dir / "ca-bundle.pem"
-    text = f"{_authorities(settings)}{_authority(settings).pem}"
-    if not bundle.exists() or bundle.read_text() != text:
-        _replace(layout.java_bundle(bundle), authority.java_store(text))
-        _replace(bundle, text.encode())
+    bundle, usual = settings.data_dir / "ca-bundle.pem", _authorities(settings)
+    certificate = settings.data_dir / tls.AUTHORITY_DIRECTORY / tls.AUTHORITY_CERTIFICATE
+    try:
+        if bundle.read_text() == usual + certificate.read_text():
+            return bundle
+    except OSError:
+        pass  # the child makes it, or says what is wrong
+    command = [sys.executable, "-m", "managed_agents.egress.authority"]
+    command += [str(settings.data_dir), str(bundle), str(layout.java_bundle(bundle))]
+    try:
+        made = subprocess.run(command, input=usual, capture_output=True, text=True, timeout=AUTHORITY_SECONDS_MAX, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotStart(f"certificate authority of the egress gateway: {error}") from None
+    if made.returncode != 0:
+        raise CannotStart(f"certificate authority of the egress gateway: {made.stderr.strip()[-500:]}")
     return bundle
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all, and a file of its own: sandboxes that have the old one mounted keep it."""
-    draft = path.with_suffix(f"{path.suffix}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.chmod(0o644)
-    draft.rename(path)
+def _authority(settings: Settings) -> "Authority":
+    """Raises: AuthorityUnreadable."""
+    from managed_agents.egress import authority  # weighs megabytes, and many never need it
 
-
-def _authority(settings: Settings) -> authority.Authority:
-    """Raises: CannotStart."""
-    try:
-        return authority.load(settings.data_dir)
-    except authority.AuthorityUnreadable as error:
-        raise CannotStart(f"certificate authority of the egress gateway: {error}") from None
+    return authority.load(settings.data_dir)
 
 
 def _authorities(settings: Settings) -> str:

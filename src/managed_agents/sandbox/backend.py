@@ -57,6 +57,10 @@ class BadArchive(SandboxError):
     """What was to be restored is not a snapshot."""
 
 
+class FileChanging(SandboxError):
+    """A file was written to while it was read."""
+
+
 class PathNotFound(SandboxError):
     """No such file in the sandbox."""
 
@@ -127,12 +131,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A regular file; `path` is relative to the directory listed."""
+    """A regular file; `path` is relative to the directory listed.
+
+    `sha256` is empty where it was not asked for, or there was too much to read.
+    """
 
     path: str
     size: int
     mtime: float
     sha256: str
+    signature: str = ""
+    """Differs once the file was written to. Empty from a runner of an older release."""
+    unchanged_seconds: float = 0.0
+    """Since the file was last written to, by the sandbox's clock."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +216,15 @@ class Sandbox(Protocol):
         """
         ...
 
-    async def listing(self, path: str) -> list[FileEntry]:
+    def take(self, root: str, path: str, *, changing: bool = False) -> AsyncIterator[bytes]:
+        """Read a file below a directory as it is at one moment, as the commands' uid, no link followed. `changing`: also one
+        that is written to meanwhile, as far as it went when opened. Exhaust or close the iterator.
+
+        Raises: FileChanging, PathNotFound.
+        """
+        ...
+
+    async def listing(self, path: str, *, digests: bool = True) -> list[FileEntry]:
         """Return the regular files below a directory (at most 10,000), as the commands' uid. None when it
         is missing.
         """

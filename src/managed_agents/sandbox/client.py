@@ -18,6 +18,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from managed_agents.sandbox.backend import (
     BadArchive,
     CallUnknown,
+    FileChanging,
     LimitHit,
     Outcome,
     PathNotFound,
@@ -53,6 +54,8 @@ def error_of(header: frames.Header) -> SandboxError:
             return LimitHit("disk", message)
         case "limit_pids":
             return LimitHit("pids", message)
+        case "changed":
+            return FileChanging(message)
         case "not_found":
             return PathNotFound(message)
         case "bad_archive":

@@ -155,9 +155,15 @@ class RunnerSandbox:
         except RunnerLost as lost:
             raise await self._broken(lost) from lost
 
-    async def listing(self, path: str) -> list[FileEntry]:
-        _, body = await self._request({"op": "stat", "path": path})
-        return [FileEntry(**entry) for entry in orjson.loads(body)]
+    def take(self, root: str, path: str, *, changing: bool = False) -> AsyncIterator[bytes]:
+        return self._read({"op": "take", "root": root, "path": path, "changing": changing})
+
+    async def listing(self, path: str, *, digests: bool = True) -> list[FileEntry]:
+        _, body = await self._request({"op": "stat", "path": path, "digests": digests})
+        try:
+            return [FileEntry(**entry) for entry in orjson.loads(body)]
+        except (TypeError, ValueError) as error:
+            raise SandboxError("the runner's listing cannot be read") from error
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -11,6 +11,7 @@ from tests.crash.matrix.scenarios import PASSED, SCENARIOS, points
 PATH = Path(__file__).parents[3] / "docs" / "operations" / "crash-matrix.md"
 # Points that no worker passes while it does a session's work, and where they are tested.
 ELSEWHERE = {
+    "hands.cloned": "tests/crash/test_docker.py",
     "hands.restored": "tests/crash/test_sandbox_lost.py",
     "snapshot.stored": "tests/crash/test_sandbox_lost.py",
     "idempotency.committed": "tests/crash/test_idempotency.py",

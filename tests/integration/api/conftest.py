@@ -18,7 +18,7 @@ from managed_agents.resources.keys.service import KeyDirectory
 from managed_agents.resources.services import Services
 from managed_agents.resources.sessions.events_service import SessionEvents
 from managed_agents.resources.sessions.service import Sessions
-from tests.support.server import HMAC_KEY, Caller, listening, make_caller, sdk
+from tests.support.server import HMAC_KEY, SEALER, Caller, listening, make_caller, sdk
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ async def served(db: Database, tmp_path: Path) -> AsyncIterator[Served]:
         db=db,
         keys=KeyDirectory(db, HMAC_KEY),
         blobs=LocalBlobStore(tmp_path / "blobs"),
-        sessions=Sessions(db, hints),
+        sessions=Sessions(db, hints, SEALER),
         events=SessionEvents(db, hints, hub),
     )
     caller = await make_caller(db, "mine")

@@ -14,6 +14,7 @@ import pytest
 from managed_agents.sandbox.backend import (
     Call,
     CallUnknown,
+    FileChanging,
     PathNotFound,
     Sandbox,
     SandboxBusy,
@@ -201,6 +202,37 @@ async def test_put_and_get(sandbox: Sandbox) -> None:
         with pytest.raises(PathNotFound):
             _ = [chunk async for chunk in sandbox.get("/workspace/none")]
         assert await sandbox.listing("/mnt/session/outputs") == []
+
+
+async def test_what_is_taken_is_as_it_was_at_one_moment(sandbox: Sandbox) -> None:
+    async def took(path: str, *, changing: bool = False) -> bytes:
+        return b"".join([chunk async for chunk in sandbox.take("/mnt/session/outputs", path, changing=changing)])
+
+    await sandbox.put("/mnt/session/outputs/in/a.txt", b"a" * 3_000_000, "agent")
+    await sandbox.put("/workspace/secret.txt", b"no", "agent")
+    script = 'cd "$1" && ln -s ../../../workspace/secret.txt link && ln -s ../../../workspace dir && mkfifo pipe && '
+    script += "truncate -s 1T huge"
+    place = text(
+        await sandbox.execute(new_call("bash", command="cd /mnt/session/outputs 2>/dev/null || cd ../session/outputs; pwd"))
+    )
+    made = await sandbox.execute(new_call("bash", command=f"f() {{ {script}; }}; f {place.strip()}"))
+    assert not made.is_error
+    with anyio.fail_after(60):
+        assert await took("in/a.txt") == b"a" * 3_000_000
+        for path in ("link", "dir/secret.txt", "pipe", "../../../workspace/secret.txt", "in", "in//a.txt", "none"):
+            with pytest.raises(SandboxError):
+                await took(path)
+        listed = {entry.path: entry for entry in await sandbox.listing("/mnt/session/outputs")}
+        assert set(listed) == {"in/a.txt", "huge"}
+        assert (listed["huge"].sha256, listed["huge"].size) == ("", 1 << 40)
+        (again,) = [entry for entry in await sandbox.listing("/mnt/session/outputs", digests=False) if entry.path == "in/a.txt"]
+        assert (again.sha256, again.signature) == ("", listed["in/a.txt"].signature)
+        # Written to while it is read: the reader is held back by the window, so the writer is surely faster.
+        reading = sandbox.take("/mnt/session/outputs", "huge")
+        await anext(reading)
+        await sandbox.execute(new_call("bash", command=f"truncate -s 8M {place.strip()}/huge"))
+        with pytest.raises(FileChanging):
+            _ = [chunk async for chunk in reading]
 
 
 @pytest.mark.requirement("ENV-034")

@@ -14,6 +14,7 @@ from typing import Any, cast
 import orjson
 from sqlalchemy import text
 
+from managed_agents.blobstore.store import BlobRef
 from managed_agents.core import ids, limits
 from managed_agents.db.engine import Tx
 from managed_agents.resources.sessions import places, snapshots
@@ -98,7 +99,7 @@ _UPLOADS = text(
     "SELECT r.sandbox_path, f.sha256, f.size_bytes FROM session_resources r JOIN files f ON f.id = r.file_id "
     "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.created_at, r.id"
 )
-_OUTPUTS = text("SELECT output_path, sha256 FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
+_OUTPUTS = text("SELECT output_path, sha256, size_bytes FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
     WHERE host = :host AND state IN ('live', 'stopping') AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
@@ -208,9 +209,10 @@ async def uploads(tx: Tx, session_id: str) -> list[Upload]:
     return [Upload(*row) for row in await tx.execute(_UPLOADS, {"session_id": session_id})]
 
 
-async def outputs(tx: Tx, session_id: str) -> dict[str, str]:
-    """Outputs collected so far: path below the outputs directory → SHA-256."""
-    return {row.output_path: row.sha256 for row in await tx.execute(_OUTPUTS, {"session_id": session_id})}
+async def outputs(tx: Tx, session_id: str) -> dict[str, BlobRef]:
+    """Outputs collected so far, by path below the outputs directory."""
+    rows = await tx.execute(_OUTPUTS, {"session_id": session_id})
+    return {row.output_path: BlobRef(row.sha256, row.size_bytes) for row in rows}
 
 
 async def unused(tx: Tx, *, host: str, idle_seconds: float, count: int = 50) -> list[Binding]:

@@ -1,4 +1,4 @@
-"""Resources of a session: which file goes where."""
+"""Resources of a session: what goes where."""
 
 import posixpath
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Tx
+from managed_agents.encryption.sealing import Sealing
 from managed_agents.resources.files import service as files
-from managed_agents.resources.sessions.schemas import FileResource
+from managed_agents.resources.sessions import repositories
+from managed_agents.resources.sessions.schemas import FileResource, GithubRepository
 from managed_agents.resources.sessions.tables import RESOURCES
 
 UPLOADS = "/mnt/session/uploads"
@@ -51,44 +53,65 @@ def behind(at: datetime) -> datetime:
     return at + timedelta(microseconds=1)
 
 
-async def mount_files(
+async def mount(
     tx: Tx,
     workspace_id: WorkspaceId,
     session_id: SessionId,
-    wanted: Sequence[tuple[FileResource, str]],
+    wanted: Sequence[tuple[FileResource | GithubRepository, str]],
     at: datetime,
     *,
-    taken: Sequence[str] = (),
-) -> list[str]:
-    """Give the session a copy of each file, under a new id of its own; returns the resources' ids.
+    sealing: Sealing,
+) -> None:
+    """Record what a new session is given. Each resource comes with the path of its fields in the request (`resources.0.`).
 
-    Each file comes with the path of its fields in the request (`resources.0.`). `taken` are the paths that are mounted
-    already. Raises InvalidRequest or NotFound naming the field.
+    Raises InvalidRequest or NotFound naming the field.
     """
-    paths = list(taken)
-    made: list[str] = []
+    taken: list[str] = []
     for resource, prefix in wanted:
-        path = upload_path(resource.mount_path, resource.file_id, prefix)
-        _check_overlap(path, paths, prefix)
-        paths.append(path)
-        copy = await files.mint_session_copy(tx, workspace_id, session_id, resource.file_id, path=f"{prefix}file_id")
-        made.append(ids.new_id(ids.SESSION_RESOURCE))
-        # The caller's own string is echoed; the default shows the full path.
-        shown = path if resource.mount_path is None else resource.mount_path
-        await tx.execute(
-            insert(RESOURCES).values(
-                id=made[-1],
-                session_id=session_id,
-                type="file",
-                sandbox_path=path,
-                file_id=copy.id,
-                body={"file_id": copy.id, "mount_path": shown},
-                created_at=at,
-                updated_at=at,
-            )
-        )
+        if isinstance(resource, GithubRepository):
+            path = repositories.clone_path(resource, prefix)
+            _check_overlap(path, taken, prefix)
+            await repositories.mount(tx, session_id, resource, path, at, sealing=sealing)
+            taken.append(path)
+        else:
+            await mount_file(tx, workspace_id, session_id, resource, prefix, at, taken=taken)
         at = behind(at)
-    return made
+
+
+async def mount_file(
+    tx: Tx,
+    workspace_id: WorkspaceId,
+    session_id: SessionId,
+    resource: FileResource,
+    prefix: str,
+    at: datetime,
+    *,
+    taken: list[str],
+) -> str:
+    """Give the session a copy of a file, under a new id of its own; returns the resource's id.
+
+    `taken` are the paths that are mounted already; the file's joins them. Raises InvalidRequest or NotFound naming the field.
+    """
+    path = upload_path(resource.mount_path, resource.file_id, prefix)
+    _check_overlap(path, taken, prefix)
+    taken.append(path)
+    copy = await files.mint_session_copy(tx, workspace_id, session_id, resource.file_id, path=f"{prefix}file_id")
+    resource_id = ids.new_id(ids.SESSION_RESOURCE)
+    # The caller's own string is echoed; the default shows the full path.
+    shown = path if resource.mount_path is None else resource.mount_path
+    await tx.execute(
+        insert(RESOURCES).values(
+            id=resource_id,
+            session_id=session_id,
+            type="file",
+            sandbox_path=path,
+            file_id=copy.id,
+            body={"file_id": copy.id, "mount_path": shown},
+            created_at=at,
+            updated_at=at,
+        )
+    )
+    return resource_id
 
 
 async def resources_of(tx: Tx, session_ids: Sequence[str]) -> dict[str, list[Any]]:

@@ -14,13 +14,14 @@ from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
+from managed_agents.encryption.sealing import Sealing
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.tables import SESSIONS
 from managed_agents.resources.files import service as files
-from managed_agents.resources.sessions import mounts
+from managed_agents.resources.sessions import mounts, repositories
 from managed_agents.resources.sessions.present import resource_json
-from managed_agents.resources.sessions.schemas import RESOURCES_MAX, FileResource, ListResources
+from managed_agents.resources.sessions.schemas import RESOURCES_MAX, FileResource, ListResources, RotateToken
 from managed_agents.resources.sessions.service import check_id, lock_session, not_found
 from managed_agents.resources.sessions.tables import RESOURCES
 from managed_agents.web import pagination
@@ -65,15 +66,10 @@ async def add(db: Database, hints: Hints, workspace_id: WorkspaceId, session_id:
         present = (await mounts.resources_of(tx, [session_id])).get(session_id, [])
         if len(present) >= RESOURCES_MAX:
             raise InvalidRequest(f"at most {RESOURCES_MAX} resources are allowed in a session")
-        (resource_id,) = await mounts.mount_files(
-            tx,
-            workspace_id,
-            SessionId(session_id),
-            [(wanted, "")],
-            # Behind all there are, whatever the clock says: the list's order is the order of adding.
-            max([head.at, *(mounts.behind(row.created_at) for row in present)]),
-            taken=[row.sandbox_path for row in present],
-        )
+        taken = [row.sandbox_path for row in present]
+        # Behind all there are, whatever the clock says: the list's order is the order of adding.
+        at = max([head.at, *(mounts.behind(row.created_at) for row in present)])
+        resource_id = await mounts.mount_file(tx, workspace_id, SessionId(session_id), wanted, "", at, taken=taken)
         told = await _touch(tx, head)
         answer = resource_json(await _select(tx, session_id, resource_id))
     if told:
@@ -81,18 +77,26 @@ async def add(db: Database, hints: Hints, workspace_id: WorkspaceId, session_id:
     return answer
 
 
-async def rotate_token(db: Database, workspace_id: WorkspaceId, session_id: str, resource_id: str) -> Json:
-    """Replace a repository's token (spec: ResourceUpdateParams). There are no repositories yet, so every kind refuses.
+async def rotate_token(
+    db: Database, sealing: Sealing, workspace_id: WorkspaceId, session_id: str, resource_id: str, command: RotateToken
+) -> Json:
+    """Replace a repository's token (spec: ResourceUpdateParams); it counts from the next request to the host on.
 
     Raises:
-        NotFound, InvalidRequest.
+        NotFound. InvalidRequest: archived, or of a kind without a token.
     """
     async with db.transaction() as tx:
-        await _lock(tx, workspace_id, session_id)
+        head = await _lock(tx, workspace_id, session_id)
         row = await _select(tx, session_id, resource_id)
-    raise InvalidRequest(
-        f'authorization_token: a "{row.type}" resource has no token; only github_repository resources support token rotation'
-    )
+        if row.type != "github_repository":
+            raise InvalidRequest(
+                f'authorization_token: a "{row.type}" resource has no token; '
+                "only github_repository resources support token rotation"
+            )
+        sealed = sealing.seal(command.authorization_token, repositories.identity(resource_id))
+        changed = update(RESOURCES).where(RESOURCES.c.id == resource_id)
+        await tx.execute(changed.values(sealed_token=sealed, updated_at=head.at))
+        return resource_json(await _select(tx, session_id, resource_id))
 
 
 async def delete_resource(db: Database, hints: Hints, workspace_id: WorkspaceId, session_id: str, resource_id: str) -> Json:

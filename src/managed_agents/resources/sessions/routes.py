@@ -11,13 +11,13 @@ from managed_agents.resources.sessions import resources_service as resources
 from managed_agents.resources.sessions import threads_service as threads
 from managed_agents.resources.sessions.access import SessionDeveloper, SessionViewer
 from managed_agents.resources.sessions.schemas import (
+    AddedResource,
     CreateSession,
     ListEvents,
     ListResources,
     ListSessions,
     ListThreadEvents,
     ListThreads,
-    Resource,
     RotateToken,
     SendEvents,
     StreamEvents,
@@ -138,7 +138,7 @@ async def list_resources(session_id: str, actor: Viewer, db: Db, wanted: ListRes
 @router.post("/{session_id}/resources")
 @operation(Answer("sessions.BetaManagedAgentsFileResource"))
 async def add_resource(
-    request: Request, session_id: str, actor: Developer, db: Db, wanted: Annotated[Resource, BODY]
+    request: Request, session_id: str, actor: Developer, db: Db, wanted: Annotated[AddedResource, BODY]
 ) -> Response:
     hints = services(request).sessions.hints
     return Json(await resources.add(db, hints, actor.workspace_id, session_id, wanted))
@@ -152,8 +152,11 @@ async def retrieve_resource(session_id: str, resource_id: str, actor: Viewer, db
 
 @router.post("/{session_id}/resources/{resource_id}")
 @operation(Answer("sessions.BetaManagedAgentsSessionResource"))
-async def update_resource(session_id: str, resource_id: str, actor: Developer, db: Db, command: RotateToken) -> Response:
-    return Json(await resources.rotate_token(db, actor.workspace_id, session_id, resource_id))
+async def update_resource(
+    request: Request, session_id: str, resource_id: str, actor: Developer, db: Db, command: RotateToken
+) -> Response:
+    sealing = services(request).sessions.sealing
+    return Json(await resources.rotate_token(db, sealing, actor.workspace_id, session_id, resource_id, command))
 
 
 @router.delete("/{session_id}/resources/{resource_id}")

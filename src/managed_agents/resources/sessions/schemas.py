@@ -5,9 +5,10 @@ Closed models: an unknown field is a 400 that names it, and so is a kind that th
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
@@ -23,6 +24,7 @@ DOCUMENT_TITLE_CHARS_MAX = 500
 DENY_MESSAGE_CHARS_MAX = 10_000  # assumed: the hosted limit is undocumented
 SYSTEM_BLOCKS_MAX = 1000  # spec: text blocks of a system.message
 TOKEN_CHARS_MAX = 4096  # assumed
+BRANCH_CHARS_MAX = 255  # assumed
 TITLE_CHARS_MAX = 500  # assumed: the hosted limit is undocumented
 
 _MAGIC = {
@@ -220,7 +222,61 @@ class FileResource(RequestModel):
     mount_path: str | None = None
 
 
-Resource = Annotated[FileResource, BeforeValidator(served.resource)]
+# spec: https://github.com/<owner>/<repo>, without .git
+_REPOSITORY_URL = re.compile(r"https://github\.com/[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.{1,2}$)(?!.*\.git$)[A-Za-z0-9._-]{1,100}")
+# What git refuses in names of branches, and what it would take for an option.
+_NO_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-/.]|/\.|\.$|/$|\.lock(/|$)|^@$")
+
+
+def _repository_url(value: str) -> str:
+    if _REPOSITORY_URL.fullmatch(value) is None:
+        raise PydanticCustomError("repository_url", "Input should be of the form https://github.com/<owner>/<repo>, without .git")
+    return value
+
+
+def _branch(value: str) -> str:
+    if _NO_BRANCH.search(value):
+        raise PydanticCustomError("branch", "Input should be the name of a branch")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not 0 < len(value) <= TOKEN_CHARS_MAX:
+        raise PydanticCustomError("token", "Input should have 1 to {chars} characters", {"chars": TOKEN_CHARS_MAX})
+    if not all(33 <= ord(char) < 127 for char in value.get_secret_value()):
+        # Part of a header in the end; never shown, so the message does not say which.
+        raise PydanticCustomError("token", "Input should have printable ASCII characters only, and no spaces")
+    return value
+
+
+Token = Annotated[SecretStr, AfterValidator(_token)]
+
+
+class BranchCheckout(RequestModel):
+    type: Literal["branch"]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=BRANCH_CHARS_MAX), AfterValidator(_branch)]
+
+
+class CommitCheckout(RequestModel):
+    type: Literal["commit"]
+    sha: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]  # spec: the full one
+
+
+Checkout = Annotated[BranchCheckout | CommitCheckout, Field(discriminator="type")]
+
+
+class GithubRepository(RequestModel):
+    """spec: beta_managed_agents_github_repository_resource_params.py"""
+
+    type: Literal["github_repository"]
+    url: Annotated[str, AfterValidator(_repository_url)]
+    authorization_token: Token | None = None
+    mount_path: str | None = None
+    checkout: Checkout | None = None
+
+
+Resource = Annotated[Annotated[FileResource | GithubRepository, Field(discriminator="type")], BeforeValidator(served.resource)]
+AddedResource = Annotated[FileResource, BeforeValidator(served.added_resource)]
 
 Title = Annotated[str, StringConstraints(max_length=TITLE_CHARS_MAX)]
 EVENT_DELTAS_MAX = 100  # spec: event_stream_params.py; more values are refused
@@ -345,4 +401,4 @@ class ListResources(QueryModel):
 class RotateToken(RequestModel):
     """`POST /v1/sessions/{id}/resources/{resource_id}`."""
 
-    authorization_token: Annotated[str, StringConstraints(min_length=1, max_length=TOKEN_CHARS_MAX)]
+    authorization_token: Token

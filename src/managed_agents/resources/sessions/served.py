@@ -9,7 +9,7 @@ from typing import Any, cast
 from pydantic_core import PydanticCustomError
 
 EVENTS = frozenset({"user.define_outcome"})
-RESOURCES = frozenset({"github_repository", "memory_store"})
+RESOURCES = frozenset({"memory_store"})
 SOURCES = frozenset({"file"})
 
 
@@ -34,6 +34,13 @@ def resource(value: Any) -> Any:
     if (kind := _kind(value)) in RESOURCES:
         raise _refusal(f'"{kind}"')
     return cast(object, value)
+
+
+def added_resource(value: Any) -> Any:
+    """Refuse what a living session cannot be given. spec: resource_add_params.py, files only"""
+    if _kind(value) == "github_repository":
+        raise PydanticCustomError("create_only", 'a "github_repository" resource can only be given when a session is created')
+    return resource(value)
 
 
 def source(value: Any) -> Any:

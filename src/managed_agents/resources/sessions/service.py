@@ -14,6 +14,7 @@ from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
+from managed_agents.encryption.sealing import Sealing
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog import fold
@@ -48,6 +49,7 @@ class Sessions:
 
     db: Database
     hints: Hints
+    sealing: Sealing
     web_search: bool = False
     """Whether the workers have a search provider."""
 
@@ -91,7 +93,7 @@ class Sessions:
                 )
             )
             wanted = [(resource, f"resources.{index}.") for index, resource in enumerate(body.resources)]
-            await mounts.mount_files(tx, workspace_id, session_id, wanted, at)
+            await mounts.mount(tx, workspace_id, session_id, wanted, at, sealing=self.sealing)
             accepted = inputs.Accepted()
             if body.initial_events:
                 head = await log.lock(tx, session_id)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, Boolean, DateTime, Double, ForeignKey, Identity, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, DateTime, Double, ForeignKey, Identity, Index, Integer, LargeBinary, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -23,6 +23,8 @@ class SessionResourceRow(Base):
     # Absolute path inside the sandbox; `body.mount_path` is the caller's own string.
     sandbox_path: Mapped[str] = mapped_column(Text)
     file_id: Mapped[str | None] = mapped_column(Text)
+    # Of a repository: its token, bound to this row (`encryption/sealing.py`).
+    sealed_token: Mapped[bytes | None] = mapped_column(LargeBinary)
     body: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(INSTANT)
     updated_at: Mapped[datetime] = mapped_column(INSTANT)
@@ -51,6 +53,8 @@ class SandboxRow(Base):
     state: Mapped[str] = mapped_column(Text)
     # The environment's packages as of the session's first sandbox: later ones are made alike.
     packages: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # What became of the session's repositories in it, by resource: absent before they were cloned.
+    repositories: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     # What the model is to be told of this sandbox, with the first outcome; null once that is in the log.
     note: Mapped[str | None] = mapped_column(Text)
     # When calls may last have run in it; null while it never was live.

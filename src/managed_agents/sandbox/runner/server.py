@@ -168,6 +168,7 @@ class Runner:
             "ack": self._ack,
             "put": self._put,
             "get": self._get,
+            "take": self._take,
             "save": self._save,
             "snapshot": self._snapshot,
             "restore": self._restore,
@@ -285,8 +286,15 @@ class Runner:
         await stream.send({"op": "ok"})
 
     async def _get(self, stream: Stream, header: frames.Header) -> None:
-        request = {"op": header["op"], "path": str(header.get("path")), "seconds": TRANSFER_SECONDS_MAX}
-        async with self.calls.children.open(request) as channel:
+        await self._answer_with(stream, {"op": header["op"], "path": str(header.get("path"))})
+
+    async def _take(self, stream: Stream, header: frames.Header) -> None:
+        place = {"root": str(header.get("root")), "path": str(header.get("path"))}
+        await self._answer_with(stream, {"op": "take", **place, "changing": bool(header.get("changing"))})
+
+    async def _answer_with(self, stream: Stream, request: frames.Header) -> None:
+        """Pass on what a child with the commands' uid sends."""
+        async with self.calls.children.open({**request, "seconds": TRANSFER_SECONDS_MAX}) as channel:
             more = True
             while more:
                 frame, body = await channel.receive()
@@ -297,7 +305,8 @@ class Runner:
                 await stream.send(answer, body)
 
     async def _stat(self, stream: Stream, header: frames.Header) -> None:
-        request = {"op": "listing", "path": str(header.get("path")), "seconds": TRANSFER_SECONDS_MAX}
+        digests = bool(header.get("digests", True))  # which older workers do not say
+        request = {"op": "listing", "path": str(header.get("path")), "digests": digests, "seconds": TRANSFER_SECONDS_MAX}
         async with self.calls.children.open(request) as channel:
             _, body = await channel.receive_message()
         await stream.send_message({"op": "listing"}, body)

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import socket
+import stat
+import time
 from collections.abc import Callable, Iterator
 
 from . import archive, frames
@@ -19,6 +21,9 @@ from .search import walk
 from .toolerror import ToolError, reason
 
 LISTING_FILES_MAX = 10_000
+# A sparse file costs nothing and takes hours to read: what is larger, or too much together, is listed without a digest.
+DIGEST_BYTES_MAX = 512 * 1024 * 1024
+DIGESTS_BYTES_MAX = 2 * 1024 * 1024 * 1024
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -148,29 +153,96 @@ def get(sock: socket.socket, header: frames.Header, config: Config) -> None:
     sock.sendall(frames.encode({"op": "data"}))
 
 
-def _digest(path: str) -> str:
+def take(sock: socket.socket, header: frames.Header, config: Config) -> None:
+    """Send a file below a directory as it is at one moment: links on the way are refused, and so is a file that is written to
+    meanwhile, unless `changing` says that this is no matter. What is written behind its size at opening is not read.
+    """
+    shown = str(header["path"])
+    with os.fdopen(_open_below(config.resolve(str(header["root"])), shown), "rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        sock.sendall(frames.encode({"op": "file", "size": before.st_size, "more": True}))
+        left = before.st_size
+        while left and (chunk := file.read(min(left, frames.CHUNK_BYTES))):
+            left -= len(chunk)
+            sock.sendall(frames.encode({"op": "data", "more": True}, chunk))
+        if not header.get("changing") and signature(os.fstat(file.fileno())) != signature(before):
+            sock.sendall(frames.encode({"op": "error", "code": "changed", "message": f"{shown} changed while it was read"}))
+            return
+    sock.sendall(frames.encode({"op": "data"}))
+
+
+def _open_below(root: str, path: str) -> int:
+    """Open a regular file below a directory, no link followed on the way."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ToolError(f"take: {path} is no path below a directory")
+    directory = os.open(root, _OPEN_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, _OPEN_DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(parts[-1], flags, dir_fd=directory)
+    finally:
+        os.close(directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ToolError(f"take: {path}: not a regular file")
+    return fd
+
+
+def signature(found: os.stat_result) -> str:
+    """What differs once a file was written to. The change time is the kernel's: commands cannot set it back."""
+    return f"{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_ino}"
+
+
+def _digest(path: str, size: int) -> str:
+    """Digest a file as far as it went: one that grows as it is read must not hold us."""
     digest = hashlib.sha256()
     with os.fdopen(open_regular("listing", path, path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        while chunk := file.read(1 << 20):
+        while size and (chunk := file.read(min(size, 1 << 20))):
+            size -= len(chunk)
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _entries(root: str) -> Iterator[dict[str, object]]:
+def _entries(root: str, *, digests: bool) -> Iterator[dict[str, object]]:
+    budget = DIGESTS_BYTES_MAX
     for path, found in walk(root, skip_git=False):
         try:
-            digest = _digest(path)
+            digest = ""
+            if digests and found.st_size <= min(budget, DIGEST_BYTES_MAX):
+                budget -= found.st_size
+                digest = _digest(path, found.st_size)
         except (OSError, ToolError):
             continue  # gone or unreadable: not something that can be harvested
         relative = os.path.relpath(path, root)
-        yield {"path": relative, "size": found.st_size, "mtime": found.st_mtime, "sha256": digest}
+        if not _is_text(relative) or not os.access(path, os.R_OK):
+            continue
+        yield {
+            "path": relative,
+            "size": found.st_size,
+            "mtime": found.st_mtime,
+            "sha256": digest,
+            "signature": signature(found),
+            "unchanged_seconds": max(0.0, time.time() - found.st_ctime),
+        }
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False  # bytes that are no UTF-8: no JSON can name it
+    return True
 
 
 def listing(sock: socket.socket, header: frames.Header, config: Config) -> None:
     """Send the regular files below a directory."""
     root = config.resolve(str(header["path"]))
     entries: list[dict[str, object]] = []
-    for entry in _entries(root):
+    for entry in _entries(root, digests=bool(header.get("digests", True))):
         entries.append(entry)
         if len(entries) == LISTING_FILES_MAX:
             break
@@ -188,6 +260,7 @@ OPERATIONS: dict[str, Callable[[socket.socket, frames.Header, Config], None]] = 
     "put": put,
     "append": append,
     "get": get,
+    "take": take,
     "listing": listing,
     "snapshot": archive.snapshot,
     "restore": archive.restore,
