@@ -21,12 +21,12 @@ Run = Callable[..., Awaitable[Outcome]]
 Say = Callable[[str], Awaitable[str]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def bench(anyio_backend: str) -> AsyncIterator[Bench]:
     directory = Path(tempfile.mkdtemp(prefix="mh", dir="/tmp"))
     directory.chmod(0o755)
@@ -40,7 +40,7 @@ async def bench(anyio_backend: str) -> AsyncIterator[Bench]:
     assert not any(left.values()), left
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def attacker(bench: Bench) -> AsyncIterator[Sandbox]:
     spec = replace(bench.spec("sbx_attacker", **LIMITS), network="gateway")
     sandbox = await bench.backend().provision(spec)
@@ -48,7 +48,7 @@ async def attacker(bench: Bench) -> AsyncIterator[Sandbox]:
     await sandbox.aclose()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def neighbour(bench: Bench) -> AsyncIterator[Sandbox]:
     """Another session's sandbox, with a file, an outcome that is not acknowledged, and a process."""
     sandbox = await bench.backend().provision(replace(bench.spec("sbx_neighbour", **LIMITS), network="gateway"))

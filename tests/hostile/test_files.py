@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 ROOTS_OWN = ("/etc/passwd", "/run/managed-agents/state/epoch", "/opt/managed-agents/runner/main.py", "/mnt/session/uploads/given")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 async def given(attacker: Sandbox) -> None:
     await attacker.put("/mnt/session/uploads/given", b"given", "root", 0o444)
 
