@@ -81,11 +81,12 @@ _BEFORE = text("""
 _SET_MOUNTS = text("UPDATE sandboxes SET mounts = CAST(:mounts AS jsonb) WHERE id = :id")
 _DESTROYED = text("UPDATE sandboxes SET state = 'destroyed' WHERE id = :id")
 _LIVE = text(
-    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), used_at = clock_timestamp() "
-    "WHERE id = :id AND state = 'provisioning'"
+    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp() WHERE id = :id AND state = 'provisioning'"
 )
 _TAKE = text(
-    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), used_at = clock_timestamp() "
+    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), "
+    # One that never got a call holds nothing that could be lost.
+    "used_at = CASE WHEN used_at IS NOT NULL THEN clock_timestamp() END "
     "WHERE id = :id AND (state IN ('live', 'stopped') OR state = 'stopping' AND :force)"
 )
 _TOUCH = text("UPDATE sandboxes SET last_used_at = clock_timestamp(), used_at = clock_timestamp() WHERE id = :id")
