@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 
 from managed_agents.processes.lifetime import settle_memory
-from tests.bench import egress, egress_tls, lists, log, requests, rest, stream, tools, turns
+from tests.bench import egress, egress_tls, lists, log, requests, rest, rounds, stream, tools, turns, waiting
 from tests.bench.figures import Figure
 from tests.bench.stack import Stack, running
 
@@ -30,8 +30,10 @@ SECTIONS: dict[str, Callable[[Stack], Awaitable[list[Figure]]]] = {
     "lists": lists.measure,
     "stream": stream.measure,
     "tools": tools.measure,
+    "rounds": rounds.measure,
     "egress": egress.measure,
     "egress-tls": egress_tls.measure,
+    "waiting": waiting.measure,  # last: what it leaves in memory is nobody else's figure
 }
 LATEST = Path(".bench/latest.json")
 SECTION_SECONDS_MAX = 150.0

@@ -20,18 +20,18 @@ IDLE_SHARE_MAX = 0.01
 
 async def measure(stack: Stack) -> list[Figure]:
     await asyncio.sleep(SETTLE_SECONDS)
-    before = {name: _pss(pid) for name, pid in stack.pids.items()}
+    before = {name: pss(pid) for name, pid in stack.pids.items()}
     shares = await _idle_shares(stack)
     async with turns.benching(stack) as bench:
         # The first turns fill caches and pools that stay: they are not what a session costs.
         for _ in range(4):
             await turns.at_once(bench, AT_ONCE)
         await asyncio.sleep(SETTLE_SECONDS)
-        warm = {name: _pss(pid) for name, pid in stack.pids.items()}
+        warm = {name: pss(pid) for name, pid in stack.pids.items()}
         for _ in range(PARKED // AT_ONCE):
             await turns.at_once(bench, AT_ONCE)
     await asyncio.sleep(SETTLE_SECONDS)
-    after = {name: _pss(pid) for name, pid in stack.pids.items()}
+    after = {name: pss(pid) for name, pid in stack.pids.items()}
     total, growth = sum(before.values()), sum(after.values()) - sum(warm.values())
     busiest = max(shares.values())
     return [
@@ -60,7 +60,7 @@ def _each(sizes: dict[str, int]) -> str:
     return ", ".join(f"{name} {size / MIB:.0f}" for name, size in sizes.items())
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
     """Bytes of a process, shared pages divided among their users."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
@@ -68,13 +68,13 @@ def _pss(pid: int) -> int:
     raise RuntimeError("no Pss in smaps_rollup")
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _idle_shares(stack: Stack) -> dict[str, float]:
     pids = stack.pids
-    before = {name: _cpu_seconds(pid) for name, pid in pids.items()}
+    before = {name: cpu_seconds(pid) for name, pid in pids.items()}
     await asyncio.sleep(REST_SECONDS)
-    return {name: (_cpu_seconds(pid) - before[name]) / REST_SECONDS for name, pid in pids.items()}
+    return {name: (cpu_seconds(pid) - before[name]) / REST_SECONDS for name, pid in pids.items()}

@@ -59,6 +59,7 @@ def running(data_dir: Path) -> Iterator[Stack]:
         "MANAGED_AGENTS_MODEL_API_KEY": "scripted",
         "MANAGED_AGENTS_LOG_LEVEL": "warning",
         "MANAGED_AGENTS_RATE_LIMITS": "off",
+        "MANAGED_AGENTS_WORKER_TURNS": "600",  # the section `waiting` has 500 sessions in one worker
         "MANAGED_AGENTS_SUPERVISED": "1",  # both end with us, however we end
     }
     command = [sys.executable, "-m", "managed_agents.cli.main"]

@@ -28,8 +28,8 @@ async def measure(_stack: Stack) -> list[Figure]:
             started = time.perf_counter()
             sandbox = await backend.provision(spec)
             provisioned = time.perf_counter() - started
-            await _calls(sandbox, 5)
-            rounds = [(await _calls(sandbox, CALLS), _spawns(CALLS)) for _ in range(ROUNDS)]
+            await calls(sandbox, 5)
+            rounds = [(await calls(sandbox, CALLS), _spawns(CALLS)) for _ in range(ROUNDS)]
             await sandbox.destroy()
         finally:
             await backend.collect_orphans(nothing_known)
@@ -46,7 +46,7 @@ async def measure(_stack: Stack) -> list[Figure]:
     ]
 
 
-async def _calls(sandbox: Sandbox, count: int) -> list[float]:
+async def calls(sandbox: Sandbox, count: int) -> list[float]:
     times: list[float] = []
     for _ in range(count):
         call = Call(ids.new_id(ids.EVENT), 1, "bash", {"command": "true"})

@@ -101,7 +101,7 @@ CLIENTS = (
         "wget",
         "wget -qO- {url}/x",
         FULL,
-        "trusts the image's list of authorities only, as Chromium does, save with `--ca-certificate`",
+        "hosts with the usual certificates work; others need `--ca-certificate=$SSL_CERT_FILE`",
     ),
     Client("npm", "npm install --silent --prefix n --registry {url}/npm/ made && cat n/node_modules/made/index.js", FULL),
     Client("Go modules", GO, FULL),
@@ -111,7 +111,7 @@ CLIENTS = (
         "Chromium, headless",
         CHROMIUM.format(""),
         FULL,
-        "trusts its own list of authorities only, where neither hosts with credentials nor the one tried here are",
+        "hosts with the usual certificates work; it has a list of authorities of its own",
     ),
     Client("Chromium, `--ignore-certificate-errors`", CHROMIUM.format("--ignore-certificate-errors"), FULL),
     Client(
@@ -186,7 +186,7 @@ def check(lines: dict[str, str]) -> None:
     said = {match[1]: line for line in inside.split("\n") if (match := re.match(r"\| (.+?) \|", line))}
     if os.environ.get("CLIENTS") == "write":
         said |= lines
-        head = "| Program | HTTP | HTTPS | HTTPS with a credential | |\n|---|---|---|---|---|\n"
+        head = "| Program | HTTP | HTTPS, an authority of `EXTRA_CA` | HTTPS with a credential | |\n|---|---|---|---|---|\n"
         known = [said[client.name] for client in CLIENTS if client.name in said]
         table = head + "\n".join([*known, ALWAYS])
         PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

@@ -131,7 +131,7 @@ async def test_a_reader_that_sleeps_gets_a_prefix_and_every_event(
     """It takes little at a time, and nothing before the model has said everything."""
     await cluster.api()
     said = LONG * 20
-    cluster.model.reply = lambda _: says(said)
+    cluster.model.reply = lambda _: [pace(chars_per_second=40_000), says(said)]
     cluster.worker()
     session_id = await make_session(client, tools=False)
     async with await _unread(cluster, session_id) as stream, previewing(client, session_id) as awake:

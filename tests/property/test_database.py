@@ -24,7 +24,7 @@ from managed_agents.scripted_model import cut, fail, refuse, stop_reason, text, 
 from tests.property import server as s
 from tests.support import sessions
 
-FEW, MANY = 24, 2500
+FEW, MANY = 18, 2500
 STEPS = 30
 SEED = 20261121
 CUSTOM: dict[str, Any] = {"type": "custom", "name": "weather", "description": "Weather.", "input_schema": {"type": "object"}}

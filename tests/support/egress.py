@@ -157,7 +157,8 @@ async def way_out(
     way = Way(directory, {("sbx_1", 1): Policy("sesn_1", "unrestricted")}, {})
     way.log = AccessLog(way)
     way.authority, way.world = authority.load(directory / ".ours"), authority.load(directory / ".world")
-    credentials = Credentials(Sources({"lender": way.lender}), way.authority, tls.trusted_context(way.world.pem))
+    trusted = tls.trusted_context(way.world.pem)
+    credentials = Credentials(Sources({"lender": way.lender}), lambda: way.authority, lambda: trusted)
     connector = Connector(addresses.networks(allowed), way.resolve)
     try:
         async with anyio.create_task_group() as group:

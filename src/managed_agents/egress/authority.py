@@ -3,6 +3,9 @@
 Made once, in the data directory, readable by this uid alone. Sandboxes are given its certificate as one more authority to trust;
 its key never leaves the host. Certificates of hosts are made when they are needed and live in memory.
 
+What makes certificates weighs some megabytes: processes import this module when they need one, and a child makes what is needed
+at the start (`python -m managed_agents.egress.authority DATA_DIR BUNDLE JAVA_BUNDLE`, the usual authorities on standard input).
+
 Race: several processes may start at once; a pair is written beside and moved into place whole, and who comes second uses the
 first one's.
 """
@@ -10,6 +13,7 @@ first one's.
 import os
 import shutil
 import ssl
+import sys
 import time
 import warnings
 from collections import OrderedDict
@@ -25,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-DIRECTORY = "egress-authority"
+from managed_agents.egress.tls import AUTHORITY_CERTIFICATE, AUTHORITY_DIRECTORY, AuthorityUnreadable
+
 JAVA_PASSWORD = "changeit"
 YEARS = 10
 LEAF_DAYS = 7
@@ -33,10 +38,6 @@ RENEW_SECONDS = 24 * 3600.0
 LEAVES_MAX = 512
 _EARLIER = timedelta(hours=1)  # clocks differ
 _COMMON_NAME_CHARS_MAX = 64
-
-
-class AuthorityUnreadable(Exception):
-    """The authority can be neither read nor made."""
 
 
 class Authority:
@@ -123,11 +124,11 @@ def load(data_dir: Path) -> Authority:
 
     Raises: AuthorityUnreadable.
     """
-    directory = data_dir / DIRECTORY
+    directory = data_dir / AUTHORITY_DIRECTORY
     try:
         if not directory.exists():
             _make(directory)
-        certificate = x509.load_pem_x509_certificate((directory / "certificate.pem").read_bytes())
+        certificate = x509.load_pem_x509_certificate((directory / AUTHORITY_CERTIFICATE).read_bytes())
         key = serialization.load_pem_private_key((directory / "key.pem").read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise AuthorityUnreadable(f"{directory}: {error}") from error
@@ -136,6 +137,25 @@ def load(data_dir: Path) -> Authority:
     if certificate.not_valid_after_utc <= datetime.now(UTC):
         raise AuthorityUnreadable(f"{directory}: the certificate has expired; remove the directory to have another one made")
     return Authority(certificate, key)
+
+
+def main() -> None:
+    """Make the authority, and the bundles that sandboxes trust, where they are not there or not what they should be."""
+    data_dir, bundle, java_bundle = (Path(argument) for argument in sys.argv[1:4])
+    try:
+        text = sys.stdin.read() + load(data_dir).pem
+        _replace(java_bundle, java_store(text))
+        _replace(bundle, text.encode())
+    except (AuthorityUnreadable, OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whole or not at all, and a file of its own: sandboxes that have the old one mounted keep it."""
+    draft = path.with_suffix(f"{path.suffix}.{os.getpid()}")
+    draft.write_bytes(content)
+    draft.chmod(0o644)
+    draft.rename(path)
 
 
 def java_store(authorities: str) -> bytes:
@@ -166,14 +186,14 @@ def _make(directory: Path) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    draft = directory.with_name(f"{DIRECTORY}.{os.getpid()}.{os.urandom(4).hex()}")
+    draft = directory.with_name(f"{AUTHORITY_DIRECTORY}.{os.getpid()}.{os.urandom(4).hex()}")
     draft.mkdir(mode=0o700, parents=True)
     try:
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         with open(os.open(draft / "key.pem", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(pem)
             os.fsync(file.fileno())
-        (draft / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (draft / AUTHORITY_CERTIFICATE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         draft.rename(directory)
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
@@ -185,3 +205,7 @@ def _usage(**given: bool) -> x509.KeyUsage:
     names = "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign "
     names += "encipher_only decipher_only"
     return x509.KeyUsage(**{name: given.get(name, False) for name in names.split()})
+
+
+if __name__ == "__main__":
+    main()

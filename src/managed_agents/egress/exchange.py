@@ -111,6 +111,7 @@ class Exchange:
             raise Refused(str(error), "unreachable", status=503) from error
         replaced = in_body(substitutions)
         replacing = Replacing(replaced) if replaced else None
+        switched = False
         with alone():
             async with anyio.create_task_group() as group:
                 group.start_soon(self._upload, request, target, headers, replacing)

@@ -14,12 +14,18 @@ from managed_agents.egress.connect import Connector, Unreachable
 from managed_agents.egress.request import Target
 from managed_agents.egress.wire import RECEIVE_BYTES, Wire
 
+AUTHORITY_DIRECTORY = "egress-authority"  # in the data directory
+AUTHORITY_CERTIFICATE = "certificate.pem"
 HANDSHAKE_SECONDS_MAX = 15.0
 SEND_BYTES = 64 * 1024
 
 
 class TlsFailed(Exception):
     """No TLS connection came about; the message says why."""
+
+
+class AuthorityUnreadable(Exception):
+    """This host's authority can be neither read nor made."""
 
 
 class TlsStream:

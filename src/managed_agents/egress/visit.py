@@ -1,16 +1,17 @@
 """One request or tunnel of a sandbox: what it may do, where it leads, and what is written down about it."""
 
 import functools
+import logging
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import anyio
 
 from managed_agents.egress import tls
 from managed_agents.egress.access_log import Access, AccessLog, Outcome, Protocol, now
-from managed_agents.egress.authority import Authority
 from managed_agents.egress.connect import Connector
 from managed_agents.egress.exchange import SILENCE_SECONDS_MAX, Refused
 from managed_agents.egress.http import Greet, HttpClient
@@ -19,15 +20,20 @@ from managed_agents.egress.request import Target
 from managed_agents.egress.substitution import SecretUnknown, Sources, Substitution
 from managed_agents.egress.wire import Stream, Wire, both_ways, splice
 
+if TYPE_CHECKING:
+    from managed_agents.egress.authority import Authority  # weighs megabytes
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """What it takes to write credentials into requests."""
 
     sources: Sources
-    authority: Authority
-    """Whose certificates the sandboxes trust."""
-    trusted: ssl.SSLContext
+    authority: Callable[[], "Authority"]
+    """Whose certificates the sandboxes trust. Asked when there is something to lend. Raises: AuthorityUnreadable."""
+    trusted: Callable[[], ssl.SSLContext]
     """What servers have to show; see `tls.trusted_context`."""
 
 
@@ -108,7 +114,7 @@ class SandboxVisit:
     async def open(self) -> Stream:
         """As `Visit.open`."""
         if self.protocol == "https":
-            return await tls.connect(self.sandbox.shared.connector, self._credentials().trusted, self.target)
+            return await tls.connect(self.sandbox.shared.connector, self._credentials().trusted(), self.target)
         return await self._connected()
 
     async def tunnel(self, client: Wire, early: bytes, greet: Greet) -> None:
@@ -127,8 +133,12 @@ class SandboxVisit:
 
     async def end_tls(self, client: Wire, early: bytes, greet: Greet) -> None:
         """As `Visit.end_tls`. Each request inside has a visit of its own, and an entry in the log."""
+        try:
+            context = self._credentials().authority().context(self.target.host)
+        except tls.AuthorityUnreadable as error:
+            logger.error("certificate authority of the egress gateway: %s", error)
+            raise Refused("This gateway has no certificate authority.", "unreachable", status=503) from error
         await greet()
-        context = self._credentials().authority.context(self.target.host)
         stream = tls.TlsStream(client, context, server_side=True, early=early)
         try:
             try:

@@ -5,11 +5,13 @@ Whoever holds the lock in the run directory serves; the others wait, and take ov
 
 import functools
 import logging
-import os
 import re
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import certifi
@@ -18,7 +20,7 @@ from anyio.lowlevel import checkpoint
 from managed_agents.core import addresses
 from managed_agents.core.settings import Settings
 from managed_agents.db.engine import Database
-from managed_agents.egress import authority, tls
+from managed_agents.egress import tls
 from managed_agents.egress.access_log import AccessLog
 from managed_agents.egress.connect import Connector
 from managed_agents.egress.gateway import Bounds, Gateway
@@ -36,10 +38,14 @@ from managed_agents.sandbox import layout
 from managed_agents.sandbox.backend import SandboxError
 from managed_agents.sandbox.package_hosts import PackageHosts
 
+if TYPE_CHECKING:
+    from managed_agents.egress.authority import Authority
+
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0
 _ROUTE = re.compile(r"([A-Za-z0-9._-]+):([0-9]{1,5})=([A-Za-z0-9._-]+):([0-9]{1,5})")
+AUTHORITY_SECONDS_MAX = 60.0
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]+-----END CERTIFICATE-----")
 
 
@@ -63,7 +69,7 @@ async def serve(settings: Settings, db: Database) -> None:
     """Serve until cancelled, or wait while another process does.
 
     Raises:
-        CannotStart: The certificate authority of this host, or EXTRA_CA, cannot be read.
+        CannotStart: EXTRA_CA cannot be read.
     """
     hosts = PackageHosts(settings.sandbox_image)
     named = [host.strip() for host in settings.egress_package_hosts.split(",") if host.strip()]
@@ -76,7 +82,12 @@ async def serve(settings: Settings, db: Database) -> None:
             return named
 
     sources = Sources(credential_sources(settings, db))
-    credentials = Credentials(sources, _authority(settings), tls.trusted_context(_authorities(settings)))
+    usual = _authorities(settings)
+    credentials = Credentials(
+        sources,
+        functools.cache(functools.partial(_authority, settings)),
+        functools.cache(functools.partial(tls.trusted_context, usual)),
+    )
     stored = StoredPolicies(db, package_hosts, sources.bindings)
     log = AccessLog(stored)
     gateway = Gateway(
@@ -118,28 +129,29 @@ def ca_bundle(settings: Settings) -> Path:
     Raises:
         CannotStart: EXTRA_CA cannot be read or holds no certificate, or this host's authority cannot be read or made.
     """
-    bundle = settings.data_dir / "ca-bundle.pem"
-    text = f"{_authorities(settings)}{_authority(settings).pem}"
-    if not bundle.exists() or bundle.read_text() != text:
-        _replace(layout.java_bundle(bundle), authority.java_store(text))
-        _replace(bundle, text.encode())
+    bundle, usual = settings.data_dir / "ca-bundle.pem", _authorities(settings)
+    certificate = settings.data_dir / tls.AUTHORITY_DIRECTORY / tls.AUTHORITY_CERTIFICATE
+    try:
+        if bundle.read_text() == usual + certificate.read_text():
+            return bundle
+    except OSError:
+        pass  # the child makes it, or says what is wrong
+    command = [sys.executable, "-m", "managed_agents.egress.authority"]
+    command += [str(settings.data_dir), str(bundle), str(layout.java_bundle(bundle))]
+    try:
+        made = subprocess.run(command, input=usual, capture_output=True, text=True, timeout=AUTHORITY_SECONDS_MAX, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotStart(f"certificate authority of the egress gateway: {error}") from None
+    if made.returncode != 0:
+        raise CannotStart(f"certificate authority of the egress gateway: {made.stderr.strip()[-500:]}")
     return bundle
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all, and a file of its own: sandboxes that have the old one mounted keep it."""
-    draft = path.with_suffix(f"{path.suffix}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.chmod(0o644)
-    draft.rename(path)
+def _authority(settings: Settings) -> "Authority":
+    """Raises: AuthorityUnreadable."""
+    from managed_agents.egress import authority  # weighs megabytes, and many never need it
 
-
-def _authority(settings: Settings) -> authority.Authority:
-    """Raises: CannotStart."""
-    try:
-        return authority.load(settings.data_dir)
-    except authority.AuthorityUnreadable as error:
-        raise CannotStart(f"certificate authority of the egress gateway: {error}") from None
+    return authority.load(settings.data_dir)
 
 
 def _authorities(settings: Settings) -> str:

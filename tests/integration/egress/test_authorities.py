@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from managed_agents.core.settings import Settings
-from managed_agents.egress import authority
+from managed_agents.egress import authority, tls
 from managed_agents.processes.egress import ca_bundle
 from managed_agents.processes.settings import CannotStart
 from managed_agents.processes.worker import sandbox_spec
@@ -42,11 +42,16 @@ def test_this_hosts_authority_is_made_once_and_kept_from_others(tmp_path: Path) 
     assert first == second
     made = authority.load(settings.data_dir)
     assert made.pem in first.read_text()
-    key = settings.data_dir / authority.DIRECTORY / "key.pem"
+    key = settings.data_dir / tls.AUTHORITY_DIRECTORY / "key.pem"
     assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert "PRIVATE" not in first.read_text()
-    assert sorted(path.name for path in settings.data_dir.iterdir()) == ["ca-bundle.p12", "ca-bundle.pem", authority.DIRECTORY]
+    assert sorted(path.name for path in settings.data_dir.iterdir()) == [
+        "ca-bundle.p12",
+        "ca-bundle.pem",
+        tls.AUTHORITY_DIRECTORY,
+    ]
     key.write_text("nonsense")
+    first.unlink()
     with pytest.raises(CannotStart, match="certificate authority of the egress gateway"):
         ca_bundle(settings)
 
