@@ -39,6 +39,7 @@ class Binding:
     networking: Mapping[str, Any]
     note: str | None
     last_used_at: datetime
+    used: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Upload:
     size: int
 
 
-_COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at"
+_COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at, used_at IS NOT NULL AS used"
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
@@ -80,9 +81,7 @@ _BEFORE = text("""
 """)
 _SET_MOUNTS = text("UPDATE sandboxes SET mounts = CAST(:mounts AS jsonb) WHERE id = :id")
 _DESTROYED = text("UPDATE sandboxes SET state = 'destroyed' WHERE id = :id")
-_LIVE = text(
-    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp() WHERE id = :id AND state = 'provisioning'"
-)
+_LIVE = text("UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp() WHERE id = :id AND state = 'provisioning'")
 _TAKE = text(
     "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), "
     # One that never got a call holds nothing that could be lost.
@@ -116,10 +115,10 @@ _DOOM = text("""
            OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
            OR b.since <= clock_timestamp() - make_interval(secs => :kept)
               AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
-           -- Everything in it is in its snapshot: nobody ran anything in it since.
+           -- Everything in it is in its snapshot: nobody ran anything in it since, or at all.
            OR b.state = 'stopped' AND b.last_used_at < clock_timestamp() - make_interval(secs => :parked)
-              AND EXISTS (SELECT 1 FROM sandbox_snapshots n WHERE n.session_id = b.session_id
-                          AND n.generation = b.generation AND n.taken_at >= b.used_at))
+              AND (b.used_at IS NULL OR EXISTS (SELECT 1 FROM sandbox_snapshots n WHERE n.session_id = b.session_id
+                          AND n.generation = b.generation AND n.taken_at >= b.used_at)))
 """)
 _WORKERS = text("SELECT count(*) FROM workers WHERE host = :host")
 _KNOWN = text("SELECT id, generation FROM sandboxes WHERE host = :host AND state <> 'destroyed'")
