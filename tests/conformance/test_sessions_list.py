@@ -136,6 +136,7 @@ async def test_the_furthest_instants_are_taken(server: Stack, path: str) -> None
         ("created_at[gt]=2026-01-01", "created_at[gt]"),
         ("created_at[ge]=2026-01-01T00:00:00Z", "created_at[ge]"),
         ("agent_version=0", "agent_version"),
+        ("agent_version=874733777685301", "agent_version"),
         ("after_id=sesn_01x", "after_id"),
         ("agent_id=%00", "agent_id"),
         ("agent_id=%ff", "query"),

@@ -137,8 +137,8 @@ class SessionHands:
             sandbox = await self._open(calling=True)
             await self._mount(sandbox)
             await self.repositories.clone(sandbox)
+            await self._use()
             faults.reach(BEFORE_CALL)
-            self._used = True
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
             return self._noted(await sandbox.execute(asked))
         except StaleEpoch:
@@ -151,6 +151,14 @@ class SessionHands:
             return _error(CRASHED)
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
+
+    async def _use(self) -> None:
+        """Record, before the first call, that from now on the sandbox holds what could be lost."""
+        self._used = True
+        if self._binding is not None and not self._binding.used:
+            async with self._hands.db.autocommit() as tx:
+                await bindings.touch(tx, self._binding.sandbox_id)
+            self._binding = replace(self._binding, used=True)
 
     def _noted(self, outcome: Outcome) -> Outcome:
         """Tell the model what became of the sandbox before, with the first outcome of this one."""
@@ -168,7 +176,7 @@ class SessionHands:
         """Write a file for the session's commands to read; False when that failed, which is not the call's failure."""
         try:
             sandbox = await self._open()
-            self._used = True
+            await self._use()
             await sandbox.put(path, text.encode(errors="replace"), "agent")
         except StaleEpoch:
             raise

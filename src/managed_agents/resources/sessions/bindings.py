@@ -43,6 +43,7 @@ class Binding:
     networking: Mapping[str, Any]
     note: str | None
     last_used_at: datetime
+    used: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Upload:
     size: int
 
 
-_COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at"
+_COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at, used_at IS NOT NULL AS used"
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
@@ -85,12 +86,11 @@ _BEFORE = text("""
 """)
 _SET_MOUNTS = text("UPDATE sandboxes SET mounts = CAST(:mounts AS jsonb) WHERE id = :id")
 _DESTROYED = text("UPDATE sandboxes SET state = 'destroyed' WHERE id = :id")
-_LIVE = text(
-    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), used_at = clock_timestamp() "
-    "WHERE id = :id AND state = 'provisioning'"
-)
+_LIVE = text("UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp() WHERE id = :id AND state = 'provisioning'")
 _TAKE = text(
-    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), used_at = clock_timestamp() "
+    "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), "
+    # One that never got a call holds nothing that could be lost.
+    "used_at = CASE WHEN used_at IS NOT NULL THEN clock_timestamp() END "
     "WHERE id = :id AND (state IN ('live', 'stopped') OR state = 'stopping' AND :force)"
 )
 _TOUCH = text("UPDATE sandboxes SET last_used_at = clock_timestamp(), used_at = clock_timestamp() WHERE id = :id")
@@ -120,10 +120,10 @@ _DOOM = text("""
            OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
            OR b.since <= clock_timestamp() - make_interval(secs => :kept)
               AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
-           -- Everything in it is in its snapshot: nobody ran anything in it since.
+           -- Everything in it is in its snapshot: nobody ran anything in it since, or at all.
            OR b.state = 'stopped' AND b.last_used_at < clock_timestamp() - make_interval(secs => :parked)
-              AND EXISTS (SELECT 1 FROM sandbox_snapshots n WHERE n.session_id = b.session_id
-                          AND n.generation = b.generation AND n.taken_at >= b.used_at))
+              AND (b.used_at IS NULL OR EXISTS (SELECT 1 FROM sandbox_snapshots n WHERE n.session_id = b.session_id
+                          AND n.generation = b.generation AND n.taken_at >= b.used_at)))
 """)
 _WORKERS = text("SELECT count(*) FROM workers WHERE host = :host")
 # One made ahead is of the first generation, and is adopted as such.

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
-from managed_agents.resources.agents.schemas import AgentRef, SessionAgentUpdate
+from managed_agents.resources.agents.schemas import AgentRef, SessionAgentUpdate, Version
 from managed_agents.resources.sessions import served
 from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 
@@ -340,7 +340,7 @@ class ListSessions(QueryModel):
     page: str | None = None
     order: Order = "desc"
     agent_id: str | None = None
-    agent_version: Annotated[int, Field(ge=1)] | None = None
+    agent_version: Version | None = None
     deployment_id: str | None = None
     memory_store_id: str | None = None
     statuses: list[Status] | None = None
