@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.abc
 import orjson
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -27,6 +26,7 @@ from managed_agents.sandbox.backend import (
     StaleEpoch,
 )
 from managed_agents.sandbox.runner import frames
+from managed_agents.sandbox.stream import UnixStream
 
 IDLE_CONNECTIONS_MAX = 4
 CONNECT_SECONDS = 5.0
@@ -67,7 +67,7 @@ def error_of(header: frames.Header) -> SandboxError:
 class Exchange:
     """One request and its answer on a leased connection."""
 
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+    def __init__(self, stream: UnixStream) -> None:
         self._stream = stream
         self._buffered = BufferedByteReceiveStream(stream)
         self.number = 0
@@ -199,7 +199,7 @@ class RunnerClient:
     async def _connect(self) -> Exchange:
         try:
             with anyio.fail_after(CONNECT_SECONDS):
-                return Exchange(await anyio.connect_unix(self._socket))
+                return Exchange(await UnixStream.connect(self._socket))
         except (OSError, TimeoutError) as error:
             raise RunnerLost(f"cannot connect to the runner: {error}") from error
 

@@ -18,7 +18,7 @@ MODEL_ID_CHARS_MAX = 256
 ROLE_ARN_CHARS_MAX = 2048
 TOOLS_MAX = 256  # spec: over all toolsets, so no list of toolsets is longer
 TOOLS_BYTES_MAX = 1024 * 1024  # assumed: a page has up to 100 agents, and every session a copy of its agent
-VERSION_MAX = 2**63 - 1
+VERSION_MAX = 2**31 - 1  # what the column holds
 
 EffortLevel = Literal["low", "medium", "high", "xhigh", "max"]
 SandboxToolName = Literal["bash", "read", "write", "edit", "glob", "grep"]
