@@ -38,7 +38,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/sessions/{session_id}": {"title": "mine now"},
     "POST /v1/sessions/{session_id}/events": {"events": [message("mine now")]},
     "POST /v1/sessions/{session_id}/resources": {"type": "file", "file_id": "file_01unknown"},
-    "POST /v1/sessions/{session_id}/resources/{resource_id}": {"authorization_token": "mine now"},
+    "POST /v1/sessions/{session_id}/resources/{resource_id}": {"authorization_token": "mine-now"},
 }
 ROUTES = sorted(
     f"{method} {route.path}"

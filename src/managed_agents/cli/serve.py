@@ -10,6 +10,12 @@ from managed_agents.cli.flags import CONTEXT_SETTINGS, read_settings, setting_fl
 from managed_agents.core.settings import Settings
 from managed_agents.processes import parent
 
+
+def _named(subject: str) -> tuple[str, ...]:
+    """All settings of a subject, so that a new one is a flag at once."""
+    return tuple(name for name in Settings.model_fields if name == subject or name.startswith(f"{subject}_"))
+
+
 _DATABASE = ("database_url", "db_pool")
 _PLACES = ("data_dir", "run_dir", "blob_store", "master_key_file")
 _API = (
@@ -31,29 +37,15 @@ _WORKER = (
     "lease_ttl_seconds",
     "model_base_url",
     "model_api_key",
-    "sandbox",
-    "sandbox_image",
-    "sandbox_runtime",
-    "sandbox_uid_base",
-    "sandbox_memory_bytes",
-    "sandbox_disk_bytes",
-    "sandbox_cpus",
-    "sandbox_pids",
-    "sandbox_idle_seconds",
-    "sandbox_parked_seconds",
-    "sandbox_snapshot_seconds",
+    *_named("sandbox"),
     "host_name",
-    "packages_environment",
-    "packages_network",
-    "packages_seconds",
-    "web_search",
-    "web_search_api_key",
-    "web_allowed_networks",
+    *_named("packages"),
+    *_named("web"),
     "local_sandbox_unsafe",
     "extra_ca",
     "egress",
 )
-_EGRESS = ("egress_allowed_networks", "egress_package_hosts", "egress_connections", "egress_bytes")
+_EGRESS = tuple(name for name in _named("egress") if name != "egress")
 
 
 @click.command(

@@ -19,6 +19,9 @@ from .config import Config
 LOOK_SECONDS_MIN = 0.5
 LOOK_SHARE = 0.1  # of the time, at most, is spent on looking
 MEASURE_SECONDS_MAX = 60.0
+# What one call may add over the bound: deleting files is work that leaves traces (a log, a directory's blocks, the
+# shell's own state), and a file's blocks are counted a moment after they were written.
+FREEING_BYTES = 256 * 1024
 
 
 class Quota:
@@ -49,7 +52,7 @@ class Quota:
         return self._used
 
     async def exceeded(self) -> None:
-        """Return when what runs has run over the bound. What is over it already may go on while it frees space."""
+        """Return when what runs has run over the bound. What is over it already may go on as long as it adds next to nothing."""
         if self.bytes_max is None:
             await asyncio.Event().wait()
         lowest = self._used
@@ -60,7 +63,7 @@ class Quota:
             begun = clock()
             used = await self._measure()
             pause = max(LOOK_SECONDS_MIN, (clock() - begun) / LOOK_SHARE)
-            if self.bytes_max is not None and used > max(self.bytes_max, lowest):
+            if self.bytes_max is not None and used > max(self.bytes_max, lowest + FREEING_BYTES):
                 return
             lowest = min(lowest, used)
 
