@@ -51,6 +51,7 @@ CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
 PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
 PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
+ACKNOWLEDGE_SECONDS_MAX = 5.0
 STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
 STOPPING_LOOK_SECONDS = 0.1
 WAIT_LOOK_SECONDS = 0.25
@@ -186,17 +187,25 @@ class SessionHands:
         return True
 
     async def acknowledge(self, tool_use_id: str) -> None:
-        """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
-        if self._told and self._binding is not None and self._binding.note is not None:
-            async with self._hands.db.autocommit() as tx:
-                await bindings.told(tx, self._binding.sandbox_id)
-            self._binding = replace(self._binding, note=None)
-        if self._sandbox is not None:
-            try:
+        """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway.
+
+        Nobody waits for it, and the end of the run lets it finish within a bound.
+        """
+        with anyio.move_on_after(ACKNOWLEDGE_SECONDS_MAX, shield=True):
+            await self._acknowledge(tool_use_id)
+
+    async def _acknowledge(self, tool_use_id: str) -> None:
+        try:
+            if self._told and (binding := self._binding) is not None and binding.note is not None:
+                async with self._hands.db.autocommit() as tx:
+                    await bindings.told(tx, binding.sandbox_id)
+                if self._binding is binding:
+                    self._binding = replace(binding, note=None)
+            if self._sandbox is not None:
                 await self._sandbox.ack(tool_use_id)
                 faults.reach(ACKNOWLEDGED)
-            except SandboxError as error:
-                logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
+        except (SandboxError, SQLAlchemyError, OSError) as error:
+            logger.warning("outcome of %s not acknowledged: %s", tool_use_id, type(error).__name__)
 
     async def cancel(self, tool_use_ids: Sequence[str]) -> None:
         """End running calls, a former owner's too, and forget them; returns when they have ended, or after a bound."""
