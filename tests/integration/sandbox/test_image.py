@@ -38,7 +38,7 @@ async def test_what_is_missing_is_named() -> None:
 @pytest.mark.requirement("ENV-084")
 @only("docker")
 async def test_what_an_image_sets_is_in_the_environment_of_commands(bench: Bench) -> None:
-    name = f"{bench.installation.lower()}-with-variables:latest"
+    name = f"managed-agents-test-variables:{bench.installation}"
     made = run(
         ["docker", "create", "--label", f"managed-agents.installation={bench.installation}", image.IMAGE], 60
     ).stdout.strip()
