@@ -2,13 +2,16 @@
 
 First a base of packages alone, kept under a name and key of its own; then a container of it in which install.sh fetches what
 language registries have, committed as the image. So a registry that fails costs the second step only. What this machine is told
-of its indexes and proxies, and its certificate authorities, are there while it installs and not in the image.
+of its indexes and proxies, and its certificate authorities, are there while it installs and not in the image. Race: two builds
+of one checkout; a lock on the lists' directory makes the second wait for the first and find its result.
 """
 
+import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from managed_agents.sandbox import distribution
@@ -50,20 +53,38 @@ def choices(directory: Path) -> list[list[str]]:
 
 def build_from_distribution(image: str, key: str, directory: Path, progress: Progress) -> None:
     """Make both steps, the first only when its result is not there. Raises: ImageBuildFailed."""
-    packages = distribution.available(choices(directory))
-    content = repr((distribution.suite(), packages, distribution.EXCLUDED, distribution.hook()))
-    base_key = hashlib.sha256(content.encode()).hexdigest()[:24]
-    if distribution.existing_key(BASE_OF_PACKAGES) == base_key:
-        progress(f"1 of 2: {BASE_OF_PACKAGES} is there and current")
-    else:
-        progress(f"1 of 2: {len(packages)} packages of {distribution.suite()} and what they need (minutes)")
-        distribution.bootstrap(BASE_OF_PACKAGES, base_key, packages, seconds=BUILD_SECONDS)
-    progress(f"2 of 2: from the language registries: {', '.join(PARTS)}")
-    distribution.run(["docker", "rm", "-f", _CONTAINER], 60)  # of a build that died
+    with _alone(directory / "full", progress):
+        if distribution.existing_key(image) == key:
+            return
+        packages = distribution.available(choices(directory))
+        content = repr((distribution.suite(), packages, distribution.EXCLUDED, distribution.hook()))
+        base_key = hashlib.sha256(content.encode()).hexdigest()[:24]
+        if distribution.existing_key(BASE_OF_PACKAGES) == base_key:
+            progress(f"1 of 2: {BASE_OF_PACKAGES} is there and current")
+        else:
+            progress(f"1 of 2: {len(packages)} packages of {distribution.suite()} and what they need (minutes)")
+            distribution.bootstrap(BASE_OF_PACKAGES, base_key, packages, seconds=BUILD_SECONDS)
+        progress(f"2 of 2: from the language registries: {', '.join(PARTS)}")
+        distribution.run(["docker", "rm", "-f", _CONTAINER], 60)  # of a build that died
+        try:
+            _install(image, key, directory)
+        finally:
+            distribution.run(["docker", "rm", "-f", _CONTAINER], 60)
+
+
+@contextmanager
+def _alone(directory: Path, progress: Progress) -> Iterator[None]:
+    """Hold the directory's lock, which ends with its holder; holders are bounded in time."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _install(image, key, directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("another build is under way: waiting for it")
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
     finally:
-        distribution.run(["docker", "rm", "-f", _CONTAINER], 60)
+        os.close(fd)
 
 
 def _install(image: str, key: str, directory: Path) -> None:

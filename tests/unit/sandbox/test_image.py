@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,22 @@ def test_what_an_image_sets_reaches_commands_below_what_the_sandbox_sets() -> No
     assert "ODD" not in made
     plain = layout.environment("/home/agent", {})
     assert set(plain["PATH"].split(":")[5:]) == set(searched[5:]) - {"/opt/tool/bin"}
+
+
+def test_a_second_build_waits_and_goes_on_after_the_first(tmp_path: Path) -> None:
+    said: list[str] = []
+    with full_image._alone(tmp_path, said.append):
+        assert said == []
+        waiting, entered = threading.Event(), threading.Event()
+
+        def second() -> None:
+            with full_image._alone(tmp_path, lambda line: (said.append(line), waiting.set())[0]):
+                entered.set()
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(30)
+        assert not entered.is_set()
+    assert entered.wait(30)
+    thread.join()
+    assert said == ["another build is under way: waiting for it"]
