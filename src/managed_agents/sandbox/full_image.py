@@ -29,7 +29,11 @@ ENVIRONMENT = {"PLAYWRIGHT_BROWSERS_PATH": "/opt/pw-browsers"}
 _CONTAINER = "managed-agents-image-full"
 _INSIDE = "/run/managed-agents"
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-_PASSED_ON = re.compile(r"(PIP|UV)_(?!CERT$)\w+|NPM_CONFIG_(?!PREFIX$|CACHE$)\w+|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE)
+_PASSED_ON = re.compile(
+    r"PIP_((EXTRA_)?INDEX_URL|TRUSTED_HOST|PROXY|(DEFAULT_)?TIMEOUT|RETRIES)"
+    r"|NPM_CONFIG_(REGISTRY|PROXY|HTTPS_PROXY|NOPROXY)|(HTTPS?|ALL|NO)_PROXY",
+    re.IGNORECASE,
+)
 
 
 def lists(directory: Path) -> list[Path]:

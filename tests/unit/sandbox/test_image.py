@@ -137,8 +137,8 @@ def test_every_file_that_decides_the_full_image_is_in_its_key(tmp_path: Path) ->
 
 
 def test_settings_of_indexes_are_passed_on_and_nothing_else() -> None:
-    passed = ["PIP_INDEX_URL", "UV_INDEX_URL", "NPM_CONFIG_REGISTRY", "npm_config_registry", "HTTPS_PROXY", "no_proxy"]
-    kept = ["PIP_CERT", "NPM_CONFIG_PREFIX", "NPM_CONFIG_CACHE", "PATH", "HOME", "ANTHROPIC_API_KEY"]
+    passed = ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "NPM_CONFIG_REGISTRY", "npm_config_registry", "HTTPS_PROXY", "no_proxy"]
+    kept = ["PIP_CERT", "PIP_TARGET", "PIP_NO_INDEX", "NPM_CONFIG_PREFIX", "PATH", "HOME", "ANTHROPIC_API_KEY"]
     assert [name for name in [*passed, *kept] if full_image._PASSED_ON.fullmatch(name)] == passed
 
 
