@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def build_from_distribution(image: str, key: str, directory: Path, progress: Pro
 
 
 @contextmanager
-def _alone(directory: Path, progress: Progress) -> Iterator[None]:
+def _alone(directory: Path, progress: Progress) -> Generator[None]:
     """Hold the directory's lock, which ends with its holder; holders are bounded in time."""
     fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
