@@ -4,7 +4,6 @@ import base64
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import anyio
 import pytest
 
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
