@@ -53,7 +53,8 @@ def repository(host: GitHost, name: str, **fields: Any) -> Path:
 
 async def rows(hands: Stack, name: str) -> list[Any]:
     async with hands.db.autocommit() as tx:
-        found = await tx.execute(text("SELECT * FROM repository_clones WHERE url = :url"), {"url": f"https://github.com/{name}"})
+        query = text("SELECT workspace_id, url, token_fingerprint, sha256, size_bytes FROM repository_clones WHERE url = :url")
+        found = await tx.execute(query, {"url": f"https://github.com/{name}"})
         return list(found.all())
 
 
@@ -69,15 +70,15 @@ async def sent(host: GitHost, name: str, hands: Stack, commands: list[str], **fi
 
 
 async def keep(hands: Stack, names: list[str], token: str = TOKEN) -> Any:
-    """Have a session clone repositories, and wait until what it cloned is kept."""
-    known = {name: len(await rows(hands, name)) for name in names}
+    """Have a session clone repositories, and wait until what it cloned is kept; what is there already is used, and replaced."""
+    known = {name: await rows(hands, name) for name in names}
     wanted: list[Any] = [resource(name, authorization_token=token) for name in names]
     session = await hands.session([bash(GATE), "done"], tools=TOOLSET, resources=wanted)
     async with hands.watching(session) as watch:
         await hands.say(session, "go")
 
         async def kept() -> bool:
-            return all([len(await rows(hands, name)) > known[name] for name in names])
+            return all([await rows(hands, name) != known[name] for name in names])
 
         await until(kept, seconds=60)
         async with hands.db.autocommit() as tx:
@@ -126,6 +127,15 @@ async def test_several_repositories_and_another_workspace(hands: Stack, host: Gi
     for name in names:
         repository(host, name, tokens={TOKEN})
     await keep(hands, names)
+    # What has grown much is kept anew.
+    grown, before = host.root / "work" / names[0], host.sent[names[0]]
+    git("checkout", "-q", "main", at=grown)
+    (grown / "more").write_text(os.urandom(LARGE).hex())
+    git("add", "more", at=grown)
+    git("commit", "-qm", "more", at=grown)
+    git("push", "-q", "origin", "main", at=grown)
+    await keep(hands, names[:1])
+    assert LARGE < host.sent[names[0]] - before < 1.5 * LARGE
     wanted = [resource(name, authorization_token=TOKEN) for name in names]
     wanted.append(
         resource(

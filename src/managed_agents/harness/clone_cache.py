@@ -2,8 +2,8 @@
 
 What is put into a sandbox goes there once the host has said that this session, with its own token, may read the repository. What
 is taken out is a clone's pack and names as they were when the cloning call ended: the call says their digest, the sandbox's
-runner keeps what it says where commands cannot reach, and bytes of another digest are not recorded. Invariant: nothing that ran at
-the model's will has a part in what is recorded: no call was sent to any sandbox of the session before (`clones.pristine`).
+runner keeps what it says where commands cannot reach, and bytes of another digest are not recorded. Invariant: nothing that ran
+at the model's will has a part in what is recorded: no call was sent to any sandbox of the session before (`clones.pristine`).
 
 Every trouble in here only costs a transfer: the session clones from the host, or the next one does.
 """

@@ -1,9 +1,9 @@
 """What the sandbox's shell runs to clone a repository, and what its words mean.
 
 A clone from a bundle is a clone from the host all the same: git asks the host for its branches and for what it is missing, and
-takes from the bundle only objects that these branches lead to (`--dissociate` copies those and lets go of the rest). A bundle in a
-sandbox is unpacked by git, which computes the name of every object from its content. So nothing that a bundle says is believed:
-it can save a transfer, or be useless.
+takes from the bundle only objects that these branches lead to (`--dissociate` copies those and lets go of the rest). A bundle is
+unpacked by git, which computes the name of every object from its content. So nothing that a bundle says is believed: it can save
+a transfer, or be useless.
 
 The bundle to keep is not made here: it is what the clone consists of already, a list of names and one pack. The script says its
 digest before any command can have run, and what is taken out later is held against that.

@@ -1,13 +1,20 @@
 """Rows of cached clones: whose they are, how many there may be, when they go."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
 import pytest
 from sqlalchemy import text
 
+from managed_agents.blobstore.local import LocalBlobStore
 from managed_agents.blobstore.store import BlobRef
 from managed_agents.core import limits
 from managed_agents.db.engine import Database
+from managed_agents.harness.clone_cache import CloneCache
 from managed_agents.resources.sessions import bindings, clones
 from managed_agents.resources.sessions.clones import CachedClone, CloneKey
+from managed_agents.resources.sessions.repositories import Repository
 from tests.support import sessions
 
 pytestmark = pytest.mark.anyio
@@ -72,3 +79,16 @@ async def test_no_sandbox_is_trusted_once_a_call_was_sent_to_any_of_the_session(
         await bindings.set_destroyed(tx, "sbx_1")
         await tx.execute(bind, {"id": "sbx_2", "session_id": session_id, "nth": 2})
         assert not await clones.pristine(tx, session_id)
+
+
+async def test_a_server_may_keep_none(db: Database, tmp_path: Path) -> None:
+    workspace_id = await sessions.workspace(db)
+    session_id, _ = await sessions.session(db, workspace_id)
+    wanted = Repository("sesrsc_1", "https://github.com/acme/one", "/workspace/one")
+    keys: list[CloneKey | None] = []
+    for bytes_max in (0, 100):
+        cache = CloneCache(db, LocalBlobStore(tmp_path), bytes_max, anyio.CapacityLimiter(1))
+        keys.append(await cache.key(session_id, workspace_id, wanted))
+    assert keys == [None, CloneKey(workspace_id, wanted.url, "")]
+    # A token that was stored before there were fingerprints.
+    assert clones.key_of(workspace_id, replace(wanted, has_token=True)) is None
