@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
-from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, BlobTooLarge
+from managed_agents.blobstore.store import BlobMissing, BlobStore, BlobTooLarge
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.harness import outputs
+from managed_agents.harness.clone_cache import KEEPING_AT_ONCE, CloneCache
 from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
+from managed_agents.harness.mounting import Mounts
 from managed_agents.harness.turn import ToolCall
 from managed_agents.resources.sessions import bindings, places, repositories, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
@@ -73,7 +75,9 @@ class Hands:
     snapshot_seconds: float = 600.0  # between snapshots while a session works
     running_max: int = 0  # sandboxes that run on this host at once; 0 is no bound
     wait_seconds: float = 600.0  # how long a call waits for a place among them
+    clones_bytes_max: int = 10 * 1024**3  # cached clones of a workspace; 0 is none
     provisions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PROVISIONS_AT_ONCE))
+    keeping: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(KEEPING_AT_ONCE))
 
     def of_session(self, claim: Claim) -> "SessionHands":
         """The hands of one claimed session; nothing is created yet."""
@@ -96,13 +100,17 @@ class SessionHands:
         self._sandbox: Sandbox | None = None
         self._handles: list[Sandbox] = []  # all that may hold connections, the one that is gone too
         self._opening = anyio.Lock()
+        cache = CloneCache(hands.db, hands.blobs, hands.clones_bytes_max, hands.keeping)
         self.repositories = Repositories(
-            hands.db, self._session_id, claim.epoch, has_gateway="network" in hands.backend.capabilities
+            hands.db,
+            cache,
+            self._workspace_id,
+            self._session_id,
+            claim.epoch,
+            has_gateway="network" in hands.backend.capabilities,
         )
         self._outputs = outputs.Outputs(hands.db, hands.blobs, self._workspace_id, self._session_id)
-        self._uploads: list[Upload] = []
-        self._uploads_as_of: int | None = None
-        self._mounts: dict[str, str] = {}
+        self._mounts = Mounts(hands.db, hands.blobs, self._session_id)
         self._unprepared: PackagesFailed | None = None
         self._told = False
         self._used = False
@@ -110,11 +118,7 @@ class SessionHands:
 
     async def uploads(self, as_of: int) -> list[Upload]:
         """Files mounted into the session, read again when `as_of`, the session's `input_seq`, has moved."""
-        if self._uploads_as_of != as_of:
-            async with self._hands.db.autocommit() as tx:
-                self._uploads = await bindings.uploads(tx, self._session_id)
-            self._uploads_as_of = as_of
-        return self._uploads
+        return await self._mounts.wanted(as_of)
 
     async def prepare(self) -> None:
         """Have the sandbox ready before the first call needs it. Run beside the model request; failing is left to the call.
@@ -341,7 +345,8 @@ class SessionHands:
             raise SandboxError("attaching took too long") from error
         self._handles.append(sandbox)
         faults.reach(ATTACHED)
-        self._binding, self._mounts = found, dict(found.mounts)
+        self._binding = found
+        self._mounts.found(found.mounts)
         return sandbox
 
     async def _current(self, wake: bool) -> Binding | None:
@@ -409,13 +414,13 @@ class SessionHands:
                 self._handles.append(sandbox)
                 if snapshot is not None:
                     await self._restore(sandbox, snapshot)
-                self._mounts = {}
-                await self._put_uploads(sandbox)
+                self._mounts.found({})
+                await self._mounts.put(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
             raise SandboxError(f"it could not be started ({str(error) or type(error).__name__})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
-            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
+            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts.present)
             if snapshot is not None:
                 await repositories.inherit_states(tx, binding.sandbox_id)
             await bindings.set_live(tx, binding.sandbox_id)
@@ -434,34 +439,14 @@ class SessionHands:
             raise SandboxError("its snapshot could not be restored, the next one will be fresh") from error
         faults.reach(RESTORED)
 
-    # Mounts
-
     async def _mount(self, sandbox: Sandbox) -> None:
-        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made.
-
-        A crash between doing and recording only makes the next owner do it again.
-        """
+        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made."""
         async with self._opening:
-            if self._binding is None or self._mounts == {upload.path: upload.sha256 for upload in self._uploads}:
+            if self._binding is None or self._mounts.complete:
                 return
-            try:
-                with anyio.fail_after(PROVISION_SECONDS_MAX):
-                    await self._put_uploads(sandbox)
-            except (OSError, BlobMissing, TimeoutError) as error:
-                raise SandboxError(f"its files could not be mounted ({str(error) or type(error).__name__})") from error
+            await self._mounts.bring_in_line(sandbox)
             async with self._hands.db.transaction() as tx:
-                await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts)
-
-    async def _put_uploads(self, sandbox: Sandbox) -> None:
-        wanted = {upload.path: upload for upload in self._uploads}
-        for path in [path for path in self._mounts if path not in wanted]:
-            await sandbox.remove(path)
-            del self._mounts[path]
-        for path, upload in wanted.items():
-            if self._mounts.get(path) != upload.sha256:
-                source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
-                await sandbox.put(path, source, "root", 0o444)
-                self._mounts[path] = upload.sha256
+                await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts.present)
 
 
 def _error(text: str) -> Outcome:

@@ -111,6 +111,7 @@ class SessionRunner:
                 self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
                 group.start_soon(self._hands.keep_safe)
                 group.start_soon(self._hands.collect_outputs)
+                group.start_soon(self._hands.repositories.keep_clones)
                 try:
                     await self._run()
                 finally:
