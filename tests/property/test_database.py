@@ -222,7 +222,8 @@ class Sessions(RuleBasedStateMachine):
                 row = session.api_portal.call(session.rows)
                 self.logged = session.check()
                 waiting = self.waiting()
-                if row.owner is None and row.handled_seq == row.input_seq and not session.processes:
+                settled = row.owner is None and row.handled_seq == row.input_seq and row.due_at is None
+                if settled and not session.processes:
                     if not waiting:
                         break
                     assert session.send(answer_of(waiting[0]))

@@ -138,10 +138,12 @@ class Sessions(RuleBasedStateMachine):
                 world.step(worker, Plain())
             else:
                 raise AssertionError("it never rests")
-            if world.row.state.waiting and not world.inbox:
+            settled = world.row.input_seq == world.row.handled_seq and world.row.due_at is None
+            # What was sent meanwhile may wait for the answers too.
+            if world.row.state.waiting and (settled or not world.inbox):
                 call = next(iter(world.row.state.waiting))
                 self.send(w.answer_of(next(event for event in world.events if event.id == call)))
-            elif world.row.input_seq == world.row.handled_seq and world.row.due_at is None:
+            elif settled:
                 break
         assert world.row.state.status == "idle"
         assert not world.inbox

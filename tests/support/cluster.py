@@ -86,7 +86,7 @@ class Node:
     @property
     def status(self) -> int | None:
         """Exit status, or minus the signal that ended it; None while it lives."""
-        return self._launcher.status(self.pid)
+        return self._launcher.status(self.pid, self.log)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -39,9 +39,9 @@ class Launcher:
         """Start `managed-agents ARGUMENTS` and return its pid."""
         return self._ask({"arguments": arguments, "environment": environment, "log": str(log)})
 
-    def status(self, pid: int) -> int | None:
-        """How the process ended: exit status, or minus the signal; None while it lives."""
-        return self._ask({"pid": pid})
+    def status(self, pid: int, log: Path) -> int | None:
+        """How the process with this log ended: exit status, or minus the signal; None while it lives."""
+        return self._ask({"pid": pid, "log": str(log)})
 
 
 @contextmanager
@@ -65,15 +65,17 @@ def main() -> None:
 
     assert api
     assert worker
-    statuses: dict[int, int] = {}
+    # By log too: in a long test pids come round again.
+    statuses: dict[tuple[int, str], int] = {}
     for line in sys.stdin:
         question = json.loads(line)
         if (pid := question.get("pid")) is not None:
-            if pid not in statuses:
+            asked = (pid, question["log"])
+            if asked not in statuses:
                 found, status = os.waitpid(pid, os.WNOHANG)
                 if found == pid:
-                    statuses[pid] = os.waitstatus_to_exitcode(status)
-            answer = statuses.get(pid)
+                    statuses[asked] = os.waitstatus_to_exitcode(status)
+            answer = statuses.get(asked)
         else:
             answer = os.fork()
             if answer == 0:
