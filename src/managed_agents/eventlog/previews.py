@@ -106,7 +106,7 @@ class PreviewSender:
                 finally:
                     connection.terminate()
             except TROUBLE as error:
-                logger.warning("preview connection lost: %s", error or type(error).__name__)
+                logger.warning("preview connection lost: %s", str(error) or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
 
     async def _send_forever(self, connection: Any) -> None:
