@@ -34,6 +34,7 @@ from managed_agents.sandbox.backend import (
     SandboxError,
     SandboxGone,
     SandboxSpec,
+    SandboxUnreachable,
     StaleEpoch,
 )
 
@@ -140,7 +141,7 @@ class SessionHands:
             await self._use()
             faults.reach(BEFORE_CALL)
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
-            return self._noted(await sandbox.execute(asked))
+            return self._noted(await self._asked(sandbox, asked))
         except StaleEpoch:
             raise
         except PackagesFailed as error:
@@ -151,6 +152,16 @@ class SessionHands:
             return _error(CRASHED)
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
+
+    async def _asked(self, sandbox: Sandbox, call: Call) -> Outcome:
+        try:
+            return await sandbox.execute(call)
+        except SandboxUnreachable as error:
+            # It may have run, and the sandbox may be there again when the next call looks for it.
+            logger.warning("sandbox of %s cannot be reached: %s", self._session_id, error)
+            async with self._opening:
+                self._sandbox = None
+            return _error(CRASHED)
 
     async def _use(self) -> None:
         """Record, before the first call, that from now on the sandbox holds what could be lost."""
