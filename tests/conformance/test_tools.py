@@ -29,6 +29,16 @@ async def test_parallel_calls_are_answered_in_the_order_of_the_calls(server: Sta
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
 
 
+async def test_parallel_commands_share_the_shell_in_the_order_of_the_calls(server: Stack) -> None:
+    calls = [tool_use("bash", command=f"echo {number} >> steps; wc -l < steps") for number in range(8)]
+    session = await server.session([calls, "done"], tools=TOOLSET)
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await watch.idle()
+    texts = [event.content[0].text.strip() for event in watch.logged if event.type == "agent.tool_result"]
+    assert texts == [str(number) for number in range(1, 9)]
+
+
 @pytest.mark.requirement("EVT-037")
 async def test_a_disabled_tool_is_denied_without_evaluation(server: Stack) -> None:
     toolset = [{**TOOLSET[0], "configs": [{"name": "write", "enabled": False}]}]

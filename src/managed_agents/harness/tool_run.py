@@ -1,5 +1,7 @@
 """Runs the calls that a step allows, in parallel, until none runs or an interrupt came.
 
+Those of `bash` share one shell and run one after the other, in the model's order: the second may build on the first.
+
 Each result is appended by itself, as it arrives. A call that was cancelled may have been logged all the same.
 """
 
@@ -10,7 +12,7 @@ import anyio
 from managed_agents.core import faults
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
-from managed_agents.eventlog.events import StoredEvent
+from managed_agents.eventlog.events import SpanUsage, StoredEvent
 from managed_agents.harness import decide as steps
 from managed_agents.harness.changes import Changes
 from managed_agents.harness.context import Context
@@ -39,6 +41,7 @@ class ToolRun:
         self._web = web
         # Appended, and not in the context yet.
         self._stored: list[StoredEvent] = []
+        self._shell = anyio.Lock()
         hands.on_wait = self._say_waiting
 
     async def run(
@@ -91,8 +94,7 @@ class ToolRun:
         if call.refused is not None:
             outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
         else:
-            is_web = call.name in definitions.WEB_TOOLS
-            outcome, usage = await self._web.run(call) if is_web else (await self._hands.execute(call), None)
+            outcome, usage = await self._outcome(call)
             faults.reach(OUTCOME_ARRIVED)
         result = ev.tool_result(self._journal.thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
         troubles = self._hands.repositories.troubles()
@@ -103,3 +105,11 @@ class ToolRun:
         await self._hands.repositories.told(troubles)
         if call.name not in definitions.WEB_TOOLS:
             await self._hands.acknowledge(call.event_id)
+
+    async def _outcome(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
+        if call.name in definitions.WEB_TOOLS:
+            return await self._web.run(call)
+        if call.name != definitions.SHELL_TOOL:
+            return await self._hands.execute(call), None
+        async with self._shell:
+            return await self._hands.execute(call), None

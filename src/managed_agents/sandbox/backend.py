@@ -195,6 +195,8 @@ class Sandbox(Protocol):
     async def cancel(self, tool_use_id: str, epoch: int) -> None:
         """End a running call; whoever waits for it gets an error outcome. A finished one stays as it is.
 
+        Returns when it has ended. One that is not known will not be begun either, should its request come late.
+
         Raises: CallUnknown, StaleEpoch.
         """
         ...

@@ -32,9 +32,8 @@ def test_a_call_cancelled_at_any_step_of_its_start_ends_with_an_outcome(config: 
         call = calls.begin("t", name, {"command": "sleep 300", "pattern": "x"}, 60)
         for _ in range(steps):
             await asyncio.sleep(0)
-        calls.cancel("t")
-        calls.cancel("t")
-        await asyncio.wait_for(call.done.wait(), 20)
+        await asyncio.wait_for(asyncio.gather(calls.cancel("t"), calls.cancel("t")), 20)
+        assert call.done.is_set()
         outcome = calls.journal.outcome("t")
         assert outcome.is_error
         assert CANCELLED.encode() in outcome.content
@@ -53,8 +52,8 @@ def test_a_save_that_meets_a_command_does_not_wait_for_its_end(config: Config, s
         async with asyncio.timeout(20):
             await calls.save_shell()
         assert not call.done.is_set()
-        calls.cancel("t")
-        await asyncio.wait_for(call.done.wait(), 20)
+        await asyncio.wait_for(calls.cancel("t"), 20)
+        assert call.done.is_set()
         await calls.close()
 
     asyncio.run(run())

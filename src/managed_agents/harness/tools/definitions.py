@@ -10,6 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 
 SANDBOX_TOOLS = ("bash", "edit", "glob", "grep", "read", "write")
+SHELL_TOOL = "bash"  # the one of the sandbox's tools whose calls share state
 WEB_TOOLS = ("web_fetch", "web_search")  # run by the harness itself
 
 

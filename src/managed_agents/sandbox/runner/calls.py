@@ -30,6 +30,7 @@ BASH_SECONDS_DEFAULT = 120.0
 BASH_SECONDS_MAX = 600.0
 ACKNOWLEDGED_MAX = 10_000
 SAVE_TURN_SECONDS = 1.0
+CANCEL_SECONDS_MAX = 8.0  # killing a shell is bounded below this, and who asks waits a little longer
 CANCELLED = "Tool execution was interrupted."
 WRITING = ("write", "edit")
 BLOCK_TYPES = ("text", "image", "document")
@@ -104,15 +105,23 @@ class Calls:
         call.task = asyncio.ensure_future(self._supervise(call, name, arguments, seconds))
         return call
 
-    def cancel(self, tool_use_id: str) -> None:
-        """End a running call; a finished one stays as it is."""
-        call = self.find(tool_use_id)
-        if call.task is None or call.done.is_set() or call.cancelled:
+    async def cancel(self, tool_use_id: str) -> None:
+        """End a running call and wait, bounded, until it has ended; a finished one stays as it is.
+
+        One that never came is refused from now on: its request may still be on its way, over another connection.
+        """
+        call = self._calls.get(tool_use_id)
+        if call is None:
+            self._remember(tool_use_id)
+            raise Refused("unknown", f"no call {tool_use_id}")
+        if call.task is None or call.done.is_set():
             return
-        call.cancelled = True
-        # A task that is cancelled before its first step never runs at all: nobody would write its outcome.
-        if call.started:
-            call.task.cancel()
+        if not call.cancelled:
+            call.cancelled = True
+            # A task that is cancelled before its first step never runs at all: nobody would write its outcome.
+            if call.started:
+                call.task.cancel()
+        await asyncio.wait([call.task], timeout=CANCEL_SECONDS_MAX)
 
     def acknowledge(self, tool_use_id: str) -> None:
         """Forget a finished call. Repeating is safe."""
@@ -123,6 +132,10 @@ class Calls:
             raise Refused("running", f"{tool_use_id} is still running")
         del self._calls[tool_use_id]
         self.journal.forget(tool_use_id)
+        self._remember(tool_use_id)
+
+    def _remember(self, tool_use_id: str) -> None:
+        """Refuse to begin this call, whenever its request comes."""
         self._acknowledged[tool_use_id] = None
         while len(self._acknowledged) > ACKNOWLEDGED_MAX:
             self._acknowledged.popitem(last=False)

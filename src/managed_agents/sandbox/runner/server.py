@@ -223,7 +223,7 @@ class Runner:
 
     async def _cancel(self, stream: Stream, header: frames.Header) -> None:
         self.calls.check_epoch(header.get("epoch"))
-        self.calls.cancel(_id(header))
+        await self.calls.cancel(_id(header))
         await stream.send({"op": "ok"})
 
     async def _ack(self, stream: Stream, header: frames.Header) -> None:
