@@ -414,7 +414,7 @@ class SessionHands:
                 self._mounts = {}
                 await self._put_uploads(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
-            raise SandboxError(f"it could not be started ({str(error) or type(error).__name__})") from error
+            raise SandboxError(f"it could not be started ({_reason(error)})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
@@ -450,7 +450,7 @@ class SessionHands:
                 with anyio.fail_after(PROVISION_SECONDS_MAX):
                     await self._put_uploads(sandbox)
             except (OSError, BlobMissing, TimeoutError) as error:
-                raise SandboxError(f"its files could not be mounted ({str(error) or type(error).__name__})") from error
+                raise SandboxError(f"its files could not be mounted ({_reason(error)})") from error
             async with self._hands.db.transaction() as tx:
                 await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts)
 
@@ -464,6 +464,11 @@ class SessionHands:
                 source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
                 await sandbox.put(path, source, "root", 0o444)
                 self._mounts[path] = upload.sha256
+
+
+def _reason(error: Exception) -> str:
+    """In words for the model, which need not know the host's paths."""
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
 
 
 def _error(text: str) -> Outcome:
