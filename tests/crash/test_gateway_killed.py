@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 PROXIED = "unset NO_PROXY no_proxy; "
 # Slow, so that it is under way for as long as the test needs.
-DOWNLOAD = PROXIED + "echo begun >> begun; curl -sS -m 60 -o got {site}/slow 2>&1; echo status $?; wc -l < begun"
-AGAIN = PROXIED + "timeout 30 sh -c 'until curl -sSf -o again {site}/page/plain 2>/dev/null; do sleep 0.1; done'; echo status $?"
+DOWNLOAD = PROXIED + "echo begun >> begun; curl -sSN -m 60 -o got {site}/slow 2>&1; echo status $?; wc -l < begun"
+AGAIN = PROXIED + "timeout 30 sh -c 'until curl -sSf -o again {site}/page/text 2>/dev/null; do sleep 0.1; done'; echo status $?"
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def results(events: list[Event]) -> list[str]:
 
 async def under_way(cluster: Cluster) -> None:
     """Wait until bytes have come through."""
-    await until(lambda: any(path.stat().st_size for path in cluster.data_dir.glob("sandboxes/*/disk/workspace/got")), seconds=60)
+    await until(lambda: any(path.stat().st_size for path in cluster.data_dir.glob("sandboxes/*/disk/workspace/got")), seconds=30)
 
 
 async def killed_in_mid_download(
