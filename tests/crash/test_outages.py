@@ -1,7 +1,7 @@
 """What sandboxes stand on goes away in the midst of a call: the engine, the container, the worker, the disk.
 
 Each ends with work going on without hands, and with nothing left behind that was not there before. The engine itself is shared,
-so what is cut is the socket between it and the worker.
+so what is cut is the socket between it and the worker. `test_engine_restarts.py` kills one of its own.
 """
 
 import errno

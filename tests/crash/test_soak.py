@@ -1,7 +1,7 @@
 """Soak: many sessions with many calls each, over three workers of which one is killed every few seconds; all of them finish.
 
-The sizes are settings of the environment; `make test` runs a small one. In the middle Postgres goes away for all of them at
-once: every connection is ended, as a restart does.
+The sizes are settings of the environment; `make test` runs a small one. In the middle every connection to Postgres is ended.
+With a Postgres of its own that one is stopped, or killed, and started again every few seconds instead.
 """
 
 import os
@@ -16,16 +16,19 @@ import anyio
 import pytest
 from anthropic import AsyncAnthropic
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.db.engine import Database
 from managed_agents.scripted_model import Reply, Request, tool_use
 from tests.crash.conftest import Finished
 from tests.support.cluster import Cluster, make_session, say
+from tests.support.postgres import OwnPostgres
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
 WORKERS = 3
+RESTART_EVERY_SECONDS = (5.0, 15.0)
 _LEFT = text("SELECT count(*) FROM sessions WHERE owner IS NOT NULL OR input_seq > handled_seq OR due_at IS NOT NULL")
 _CUT = text(
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
@@ -63,8 +66,15 @@ def counting(calls: int) -> Any:
     return reply
 
 
-async def soak(cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished, size: Size) -> dict[str, Any]:
-    """Run it; returns figures."""
+async def soak(
+    cluster: Cluster,
+    client: AsyncAnthropic,
+    db: Database,
+    finished: Finished,
+    size: Size,
+    postgres: OwnPostgres | None = None,
+) -> dict[str, Any]:
+    """Run it; returns figures. `postgres` is restarted again and again, every second time after a kill -9."""
     chance = random.Random(seed := random.randrange(2**32))
     print(f"seed {seed}")
     cluster.model.reply = counting(size.calls)
@@ -72,7 +82,7 @@ async def soak(cluster: Cluster, client: AsyncAnthropic, db: Database, finished:
     workers = [cluster.worker() for _ in range(WORKERS)]
     session_ids = [await make_session(client) for _ in range(size.sessions)]
     started = time.monotonic()
-    kills = 0
+    kills = restarts = cut = 0
     for session_id in session_ids:
         await say(client, session_id, "work")
 
@@ -85,15 +95,32 @@ async def soak(cluster: Cluster, client: AsyncAnthropic, db: Database, finished:
             workers[victim] = cluster.worker()
             kills += 1
 
+    async def restart(own: OwnPostgres) -> None:
+        nonlocal restarts
+        while True:
+            await anyio.sleep(chance.uniform(*RESTART_EVERY_SECONDS))
+            with anyio.CancelScope(shield=True):
+                await (own.crash() if restarts % 2 else own.stop())
+                await own.start()
+            restarts += 1
+
     async def left() -> int:
-        async with db.autocommit() as tx:
-            return (await tx.execute(_LEFT)).scalar_one()
+        try:
+            async with db.autocommit() as tx:
+                return (await tx.execute(_LEFT)).scalar_one()
+        except (SQLAlchemyError, OSError):
+            if postgres is None:
+                raise
+            return size.sessions
 
     async with anyio.create_task_group() as group:
         group.start_soon(kill)
+        if postgres is not None:
+            group.start_soon(restart, postgres)
         await until(lambda: _at_most(left(), size.sessions // 2), seconds=size.seconds_max)
-        async with db.autocommit() as tx:
-            cut = (await tx.execute(_CUT)).scalar_one()
+        if postgres is None:
+            async with db.autocommit() as tx:
+                cut = (await tx.execute(_CUT)).scalar_one()
         await until(lambda: _at_most(left(), 0), seconds=size.seconds_max)
         group.cancel_scope.cancel()
     seconds = time.monotonic() - started
@@ -112,6 +139,7 @@ async def soak(cluster: Cluster, client: AsyncAnthropic, db: Database, finished:
         "calls per second": round(size.sessions * size.calls / seconds, 1),
         "workers killed": kills,
         "connections cut": cut,
+        "restarts of Postgres": restarts,
         "model requests asked again": again,
         "peak MiB of this process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
@@ -130,7 +158,7 @@ async def test_a_small_soak(cluster: Cluster, client: AsyncAnthropic, db: Databa
 async def test_five_hundred_sessions_of_thirty_calls(
     cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished
 ) -> None:
-    _report("local", await soak(cluster, client, db, finished, full("local", 500)))
+    report("local", await soak(cluster, client, db, finished, full("local", 500)))
 
 
 @pytest.mark.full
@@ -138,10 +166,10 @@ async def test_five_hundred_sessions_of_thirty_calls(
 @pytest.mark.timeout(3600)
 async def test_fifty_sessions_in_containers(cluster: Cluster, client: AsyncAnthropic, db: Database, finished: Finished) -> None:
     cluster.settings |= {"MANAGED_AGENTS_SANDBOX": "docker", "MANAGED_AGENTS_SANDBOX_MEMORY_BYTES": str(256 * 1024**2)}
-    _report("docker", await soak(cluster, client, db, finished, full("docker", 50)))
+    report("docker", await soak(cluster, client, db, finished, full("docker", 50)))
 
 
-def _report(sandbox: str, figures: dict[str, Any]) -> None:
+def report(sandbox: str, figures: dict[str, Any]) -> None:
     path = Path(".state") / f"soak-{sandbox}.txt"
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(f"{name}: {value}" for name, value in figures.items()) + "\n")

@@ -331,8 +331,8 @@ class Session:
     async def rows(self) -> Any:
         """The row that every write touches."""
         async with self.server.api_db.autocommit() as tx:
-            columns = "owner, epoch, input_seq, handled_seq, due_at, last_seq, last_inbox_seq, inbox_count, status, crashes, title, metadata"
-            found = await tx.execute(text(f"SELECT {columns} FROM sessions WHERE id = :id"), {"id": self.id})
+            columns = "owner, epoch, input_seq, handled_seq, due_at, last_seq, last_inbox_seq, inbox_count, status, crashes"
+            found = await tx.execute(text(f"SELECT {columns}, title, metadata FROM sessions WHERE id = :id"), {"id": self.id})
             return found.one()
 
     def history(self) -> list[Json]:

@@ -158,7 +158,7 @@ class Cluster:
     @asynccontextmanager
     async def beside(self) -> AsyncIterator["Cluster"]:
         """Run a second api process, at another address, while the block runs; yields the cluster as seen there."""
-        port = _free_port()
+        port = free_port()
         settings = {**self.settings, "MANAGED_AGENTS_PORT": str(port)}
         other = replace(self, port=port, settings=settings, nodes=[])
         await other.api()
@@ -225,7 +225,7 @@ async def cluster(database_url: str, model: Model, launcher: Launcher, **setting
     # Short, because a socket's path may have 107 bytes; open, because sandboxed commands have uids of their own.
     data_dir = Path(tempfile.mkdtemp(prefix="ma-crash-"))
     data_dir.chmod(0o755)
-    port = _free_port()
+    port = free_port()
     values = {
         "port": str(port),
         "data_dir": str(data_dir),
@@ -255,7 +255,8 @@ async def cluster(database_url: str, model: Model, launcher: Launcher, **setting
         shutil.rmtree(data_dir)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -6,6 +6,7 @@ take a lock on the store's directory (shared to store, exclusive to remove) for 
 unlink, and a removal looks at the time again under it.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,12 +21,13 @@ from typing import IO, Protocol
 import anyio
 from anyio import to_thread
 
-from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobTooLarge
+from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStoreFull, BlobTooLarge
 
 WRITE_BYTES = 1024 * 1024
 READ_BYTES = 256 * 1024
 LIST_BATCH = 500
 SHA256 = re.compile("[0-9a-f]{64}")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class _Digest(Protocol):
@@ -43,27 +45,34 @@ class LocalBlobStore:
     async def put(self, stream: AsyncIterable[bytes], size_max: int) -> BlobRef:
         """See `BlobStore.put`."""
         draft = self._drafts / secrets.token_hex(16)
+        try:
+            return await self._put(draft, stream, size_max)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise BlobStoreFull(error.errno, "the blob store is full") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+    async def _put(self, draft: Path, stream: AsyncIterable[bytes], size_max: int) -> BlobRef:
         digest = hashlib.sha256()
         size = 0
         pending: list[bytes] = []
         pending_bytes = 0
-        try:
-            async with await anyio.open_file(draft, "xb", buffering=0) as file:
-                async for chunk in stream:
-                    size += len(chunk)
-                    if size > size_max:
-                        raise BlobTooLarge
-                    pending.append(chunk)
-                    pending_bytes += len(chunk)
-                    if pending_bytes >= WRITE_BYTES:
-                        await to_thread.run_sync(_write, file.wrapped, digest, b"".join(pending))
-                        pending, pending_bytes = [], 0
-                await to_thread.run_sync(_write, file.wrapped, digest, b"".join(pending))
-                await to_thread.run_sync(os.fsync, file.wrapped.fileno())
-            ref = BlobRef(digest.hexdigest(), size)
-            await to_thread.run_sync(self._publish, draft, ref)
-        finally:
-            draft.unlink(missing_ok=True)
+        async with await anyio.open_file(draft, "xb", buffering=0) as file:
+            async for chunk in stream:
+                size += len(chunk)
+                if size > size_max:
+                    raise BlobTooLarge
+                pending.append(chunk)
+                pending_bytes += len(chunk)
+                if pending_bytes >= WRITE_BYTES:
+                    await to_thread.run_sync(_write, file.wrapped, digest, b"".join(pending))
+                    pending, pending_bytes = [], 0
+            await to_thread.run_sync(_write, file.wrapped, digest, b"".join(pending))
+            await to_thread.run_sync(os.fsync, file.wrapped.fileno())
+        ref = BlobRef(digest.hexdigest(), size)
+        await to_thread.run_sync(self._publish, draft, ref)
         return ref
 
     async def open(self, ref: BlobRef, range_: tuple[int, int] | None = None) -> AsyncIterator[bytes]:

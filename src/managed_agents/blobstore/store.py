@@ -20,6 +20,10 @@ class BlobTooLarge(Exception):
     """The stream went beyond `size_max`; nothing was kept."""
 
 
+class BlobStoreFull(OSError):
+    """The store has no room for the stream; nothing was kept, and what is there can be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobRef:
     """Names one blob."""
@@ -32,7 +36,7 @@ class BlobStore(Protocol):
     """Keeps bytes; safe to use from several processes at once."""
 
     async def put(self, stream: AsyncIterable[bytes], size_max: int) -> BlobRef:
-        """Store a stream durably. Raises `BlobTooLarge`; after that or a cancellation nothing is left
+        """Store a stream durably. Raises `BlobTooLarge`, `BlobStoreFull`; after these or a cancellation nothing is left
         behind.
         """
         ...

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NewType, cast
 
+import asyncpg
 import orjson
 from anyio import get_current_task
 from asyncpg import InterfaceError, InternalClientError, PostgresError
@@ -24,8 +25,8 @@ from managed_agents.core import limits
 # executes in two messages, and to the server the gap is a running statement. Servers before this version bound only the former.
 TRANSACTION_TIMEOUT_SINCE = 17
 
-# The classes of SQLSTATE for connections, and for a server that stops, crashes or starts.
-_WENT_AWAY = ("08", "57P01", "57P02", "57P03")
+# The classes of SQLSTATE for connections, for a server that stops, crashes or starts, and for one to which all come at once.
+_WENT_AWAY = ("08", "57P01", "57P02", "57P03", "53300")
 
 _ARRAYS_OF = ("text", "bigint", "int", "float8", "numeric", "bool", "bytea", "timestamptz")
 
@@ -68,6 +69,17 @@ def asyncpg_arguments(database_url: str) -> dict[str, Any]:
 
 def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+async def _connect(**arguments: Any) -> Any:
+    """Raises: ConnectionError, whatever way it is that the server cannot be reached; what the server says itself."""
+    try:
+        return await cast(Any, asyncpg).connect(**arguments)
+    except ConnectionError:
+        raise
+    except (OSError, TimeoutError) as error:
+        # A server that was stopped took its socket's file with it; a name may not resolve; a host may be silent.
+        raise ConnectionError(f"the database cannot be reached: {str(error) or type(error).__name__}") from error
 
 
 async def _prepare(connection: Any) -> None:  # asyncpg's, which has no types for it
@@ -156,6 +168,7 @@ class Database:
             json_serializer=_dumps,
             json_deserializer=orjson.loads,
             connect_args={
+                "async_creator_fn": _connect,
                 "timeout": limits.DATABASE_CONNECT_SECONDS,
                 "command_timeout": limits.DATABASE_STATEMENT_SECONDS,
                 "server_settings": {
@@ -175,8 +188,8 @@ class Database:
         """Open a transaction; commit at the end of the block, roll back when it raises.
 
         Raises:
-            ConnectionError: the server was just closing the connection, or did so while it was made; SQLAlchemy translates
-                every other failure.
+            ConnectionError: the server cannot be reached, was just closing the connection, or did so while it was made;
+                SQLAlchemy translates every other failure.
         """
         if (unit := self._unit()) is not None:
             async with unit.joined() as tx:

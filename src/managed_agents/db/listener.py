@@ -61,7 +61,7 @@ class Doorbell:
                 finally:
                     connection.terminate()
             except TROUBLE as error:
-                trouble.report("doorbell connection lost: %s", error or type(error).__name__)
+                trouble.report("doorbell connection lost: %s", str(error) or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
 
     async def _send_forever(self, connection: Any) -> None:
@@ -120,7 +120,7 @@ async def listen(
                 connection.terminate()
             trouble.report("listening connection (%s) closed by the server", heard)
         except TROUBLE as error:
-            trouble.report("listening connection (%s) lost: %s", heard, error or type(error).__name__)
+            trouble.report("listening connection (%s) lost: %s", heard, str(error) or type(error).__name__)
         await anyio.sleep(RECONNECT_SECONDS)
 
 

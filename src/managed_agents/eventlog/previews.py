@@ -14,6 +14,7 @@ import anyio
 import orjson
 
 from managed_agents.core import limits
+from managed_agents.core.logs import Trouble
 from managed_agents.db.connection import TROUBLE, connect
 from managed_agents.db.listener import PAYLOAD_BYTES_MAX, RECONNECT_SECONDS
 
@@ -98,15 +99,17 @@ class PreviewSender:
 
     async def run(self) -> None:
         """Send until cancelled, reconnecting for ever."""
+        trouble = Trouble(logger)
         while True:
             try:
                 connection = await connect(self._database_url)
+                trouble.over("preview connection is back")
                 try:
                     await self._send_forever(connection)
                 finally:
                     connection.terminate()
             except TROUBLE as error:
-                logger.warning("preview connection lost: %s", error or type(error).__name__)
+                trouble.report("preview connection lost: %s", str(error) or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
 
     async def _send_forever(self, connection: Any) -> None:

@@ -21,7 +21,7 @@ from managed_agents.harness import outputs
 from managed_agents.harness.clone_cache import KEEPING_AT_ONCE, CloneCache
 from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
-from managed_agents.harness.mounting import Mounts
+from managed_agents.harness.mounting import Mounts, reason
 from managed_agents.harness.turn import ToolCall
 from managed_agents.resources.sessions import bindings, places, repositories, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
@@ -36,6 +36,7 @@ from managed_agents.sandbox.backend import (
     SandboxError,
     SandboxGone,
     SandboxSpec,
+    SandboxUnreachable,
     StaleEpoch,
 )
 
@@ -145,7 +146,7 @@ class SessionHands:
             await self._use()
             faults.reach(BEFORE_CALL)
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
-            return self._noted(await sandbox.execute(asked))
+            return self._noted(await self._asked(sandbox, asked))
         except StaleEpoch:
             raise
         except PackagesFailed as error:
@@ -156,6 +157,16 @@ class SessionHands:
             return _error(CRASHED)
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
+
+    async def _asked(self, sandbox: Sandbox, call: Call) -> Outcome:
+        try:
+            return await sandbox.execute(call)
+        except SandboxUnreachable as error:
+            # It may have run, and the sandbox may be there again when the next call looks for it.
+            logger.warning("sandbox of %s cannot be reached: %s", self._session_id, error)
+            async with self._opening:
+                self._sandbox = None
+            return _error(CRASHED)
 
     async def _use(self) -> None:
         """Record, before the first call, that from now on the sandbox holds what could be lost."""
@@ -417,7 +428,7 @@ class SessionHands:
                 self._mounts.found({})
                 await self._mounts.put(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
-            raise SandboxError(f"it could not be started ({str(error) or type(error).__name__})") from error
+            raise SandboxError(f"it could not be started ({reason(error)})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
             await bindings.set_mounts(tx, binding.sandbox_id, self._mounts.present)

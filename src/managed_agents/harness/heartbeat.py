@@ -39,7 +39,7 @@ async def live(database_url: str, *, host: str, ttl_seconds: float, work: Callab
         try:
             connection = await connect(database_url)
         except TROUBLE as error:
-            trouble.report("no database for the heartbeat: %s", error or type(error).__name__)
+            trouble.report("no database for the heartbeat: %s", str(error) or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
             continue
         trouble.over("the database is back for the heartbeat")
@@ -78,7 +78,7 @@ async def _live_once(connection: Any, *, host: str, ttl_seconds: float, work: Ca
             try:
                 await _beat_forever(connection, worker_id, host, ttl_seconds)
             except TROUBLE as error:
-                logger.error("sign of life lost, giving up all sessions: %s", error or type(error).__name__)
+                logger.error("sign of life lost, giving up all sessions: %s", str(error) or type(error).__name__)
                 group.cancel_scope.cancel()
     finally:
         with anyio.move_on_after(limits.DATABASE_CONNECT_SECONDS, shield=True):
@@ -97,7 +97,7 @@ async def _unregister(connection: Any, worker_id: str) -> None:
             # Whoever has room looks for all there is: one id says as much as all of them.
             await connection.execute("SELECT pg_notify($1, $2)", WORK_CHANNEL, orjson.dumps([freed[0]["id"]]).decode())
     except TROUBLE as error:
-        logger.warning("could not unregister, the others will: %s", error or type(error).__name__)
+        logger.warning("could not unregister, the others will: %s", str(error) or type(error).__name__)
 
 
 async def _beat_forever(connection: Any, worker_id: str, host: str, ttl_seconds: float) -> None:

@@ -8,7 +8,8 @@ heartbeat's TTL covers a frozen or cut-off worker whose connection lingers.
 A session may be what killed its worker. Each death (and each failure of the harness) without progress since the one before
 counts; the next try waits longer, and a suspect, a session that has seen `SUSPECT_CRASHES` of them, is only run while no other
 suspect is: so the one that kills is found out, and those that merely ran beside it get their chance to make progress. After
-`limits.CRASHES_MAX` the turn is given up (`giving_up.py`).
+`limits.CRASHES_MAX` the turn is given up (`giving_up.py`). A restart of Postgres takes every worker's lock and is no death of
+theirs: it frees all sessions and counts for none.
 
 Claim order, where more waits than there is room for: turns are dealt to workspaces like cards. A session's place is the number
 of sessions of its workspace that run anywhere or have waited longer; the lowest place is claimed first, so a workspace with
@@ -82,12 +83,15 @@ _FREE_DEAD = text("""
     orphaned AS (
         -- A frozen worker may hold rows in an open transaction: those are left until the server has ended it, and they
         -- must not keep the others waiting.
-        SELECT id, owner FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)
+        SELECT id, owner,
+            -- A worker that was not heard since the server itself started has lost its lock with the former one.
+            coalesce((SELECT heartbeat_at < pg_postmaster_start_time() FROM workers w WHERE w.id = owner), false) AS restarted
+        FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)
         FOR UPDATE SKIP LOCKED),
     freed AS (
-        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1, crashes = s.crashes + 1,
+        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1, crashes = s.crashes + CASE WHEN o.restarted THEN 0 ELSE 1 END,
             -- The first death is nobody's fault: somebody else goes on at once.
-            not_before = CASE WHEN s.crashes > 0 THEN clock_timestamp() + make_interval(secs =>
+            not_before = CASE WHEN s.crashes > 0 AND NOT o.restarted THEN clock_timestamp() + make_interval(secs =>
                 least(:delay_max, 2 ^ (s.crashes - 1)) * (0.5 + random() / 2)) END
         FROM orphaned o
         WHERE s.id = o.id AND s.owner = o.owner RETURNING s.id),

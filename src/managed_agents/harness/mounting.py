@@ -53,7 +53,7 @@ class Mounts:
             with anyio.fail_after(MOUNT_SECONDS_MAX):
                 await self.put(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
-            raise SandboxError(f"its files could not be mounted ({str(error) or type(error).__name__})") from error
+            raise SandboxError(f"its files could not be mounted ({reason(error)})") from error
 
     async def put(self, sandbox: Sandbox) -> None:
         """Put and remove files. Raises: SandboxError, OSError, BlobMissing."""
@@ -66,3 +66,8 @@ class Mounts:
                 source = self._blobs.open(BlobRef(upload.sha256, upload.size))
                 await sandbox.put(path, source, "root", 0o444)
                 self.present[path] = upload.sha256
+
+
+def reason(error: Exception) -> str:
+    """In words for the model, which need not know the host's paths."""
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

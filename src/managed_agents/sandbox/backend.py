@@ -29,6 +29,12 @@ class SandboxGone(SandboxError):
     """The sandbox is dead or was never there. A call under way is ambiguous: it may have run in part."""
 
 
+class SandboxUnreachable(SandboxError):
+    """Neither the sandbox nor whoever knows whether it lives could be reached. A call under way is as ambiguous as after
+    its death, but the sandbox may be there again later.
+    """
+
+
 class SandboxBusy(SandboxError):
     """The runner takes no more calls until outcomes are acknowledged. Try again later."""
 

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import anyio
 import orjson
 
-from managed_agents.sandbox.backend import Call, FileEntry, Outcome, Owner, SandboxError, SandboxGone
+from managed_agents.sandbox.backend import Call, FileEntry, Outcome, Owner, SandboxError, SandboxGone, SandboxUnreachable
 from managed_agents.sandbox.client import Exchange, RunnerClient, RunnerLost
 from managed_agents.sandbox.runner import frames
 
@@ -57,22 +57,37 @@ class RunnerSandbox:
         """Make an exchange, again and again while the runner lives but cannot be reached. For requests safe
         to repeat.
 
-        Raises: SandboxGone.
+        An engine that restarts takes its containers with it and does not answer for a while: what became of this one is asked
+        until it does. The bound counts from the first loss, because a call may have run for long before.
+
+        Raises: SandboxGone, SandboxUnreachable.
         """
-        deadline = anyio.current_time() + RECONNECT_SECONDS_MAX
+        deadline: float | None = None
         pause, fresh = 0.0, False
         while True:
             try:
                 async with self._client.exchange(fresh=fresh) as exchange:
                     return await attempt(exchange)
             except RunnerLost as lost:
-                if fresh and (death := await self._host.death()) is not None:
-                    raise SandboxGone(death) from lost
-                if anyio.current_time() > deadline:
-                    raise SandboxGone(f"the runner of {self._id} cannot be reached: {lost}") from lost
+                deadline = deadline or anyio.current_time() + RECONNECT_SECONDS_MAX
+                await self._judge(lost, ask=fresh, late=anyio.current_time() > deadline)
             fresh = True
             await anyio.sleep(pause)
             pause = min(max(2 * pause, RECONNECT_FIRST_SECONDS), RECONNECT_STEP_SECONDS_MAX)
+
+    async def _judge(self, lost: RunnerLost, *, ask: bool, late: bool) -> None:
+        """Return while trying again may do. Raises: SandboxGone, SandboxUnreachable."""
+        if ask:
+            try:
+                death = await self._host.death()
+            except SandboxError as error:
+                if late:
+                    raise SandboxUnreachable(str(error)) from error
+                return
+            if death is not None:
+                raise SandboxGone(death) from lost
+        if late:
+            raise SandboxGone(f"the runner of {self._id} cannot be reached: {lost}") from lost
 
     async def _request(self, header: frames.Header, body: bytes = b"") -> tuple[frames.Header, bytes]:
         async def attempt(exchange: Exchange) -> tuple[frames.Header, bytes]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import orjson
 from starlette.requests import Request
 
-from managed_agents.blobstore.store import BlobRef, BlobStore, BlobTooLarge
+from managed_agents.blobstore.store import BlobRef, BlobStore, BlobStoreFull, BlobTooLarge
 from managed_agents.core import limits
-from managed_agents.core.errors import InvalidRequest, TooLarge
+from managed_agents.core.errors import ApiError, InvalidRequest, TooLarge
 from managed_agents.resources.files.names import filename_of, mime_type_of
 from managed_agents.resources.files.schemas import EXPIRES_SECONDS_MAX, EXPIRES_SECONDS_MIN
 from managed_agents.resources.services import Blobs
@@ -32,7 +32,7 @@ class Upload:
 
 
 async def receive(request: Request, blobs: Blobs) -> Upload:
-    """Store the part `file` and read the fields beside it. Raises `InvalidRequest`, `TooLarge`."""
+    """Store the part `file` and read the fields beside it. Raises `InvalidRequest`, `TooLarge`, a 529 without room."""
     file: tuple[str, str, BlobRef] | None = None
     expires: int | None = None
     async for part in parts(request, limits.FILE_BYTES_MAX):
@@ -59,6 +59,9 @@ async def _store(part: Part, blobs: BlobStore) -> tuple[str, str, BlobRef]:
     except BlobTooLarge as error:
         megabytes = limits.FILE_BYTES_MAX // (1024 * 1024)
         raise TooLarge(f"file: exceeds the maximum size of {megabytes} MB") from error
+    except BlobStoreFull as error:
+        # assumed: what the hosted service would say of its own; SDKs try again.
+        raise ApiError(529, "overloaded_error", "file: there is no room to store it", headers={"retry-after": "5"}) from error
     return filename, mime_type, blob
 
 

@@ -104,6 +104,7 @@ class _End(asyncio.BufferedProtocol):
         self._buffer = bytearray(BUFFER_BYTES)
         self.other: _End | None = None
         self.transport: asyncio.Transport | None = None
+        self.ended = False
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -120,6 +121,12 @@ class _End(asyncio.BufferedProtocol):
             self.other.transport.write(bytes(memoryview(self._buffer)[:nbytes]))
 
     def eof_received(self) -> bool:
+        self.ended = True
+        if self.other is not None and self.other.ended:
+            # Nobody says anything more. Neither transport would close by itself, and both sockets would stay for ever.
+            if self.other.transport is not None:
+                self.other.transport.close()  # what is buffered is still sent
+            return False
         if self.other is not None and self.other.transport is not None and not self.other.transport.is_closing():
             with suppress(OSError):
                 self.other.transport.write_eof()
