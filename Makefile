@@ -22,6 +22,10 @@ environment: ## Virtual environment from the lock (seconds when it is up to date
 setup: ## Everything a fresh machine needs: environment, Docker engine, sandbox image
 	@scripts/setup
 
+.PHONY: image-full
+image-full: setup ## The sandbox image with all languages, documents and a browser (10 minutes and more; 6 GB)
+	$(PY) -m managed_agents.sandbox.image build --variant full $(ARGS)
+
 .PHONY: clients
 clients: environment ## Other SDKs that the tests drive: an older Python release, TypeScript
 	@scripts/setup clients

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from managed_agents.sandbox.image import BUILD_SECONDS, CONTENT_LABEL, ImageBuildFailed, apt_sources, existing_key
+from managed_agents.sandbox.distribution import BUILD_SECONDS, CONTENT_LABEL, ImageBuildFailed, apt_sources, existing_key
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ROOT / "deploy" / "wheels"

@@ -1,7 +1,7 @@
 """Write the generated parts of the documentation; `--check` only compares.
 
 docs/settings.md comes from `core/settings.py`, docs/compatibility.md from docs/requirements, docs/api/openapi.json from the
-endpoints and the SDK's types.
+endpoints and the SDK's types, the table of docs/operations/sandbox-images.md from docker/sandbox/reference.toml.
 """
 
 import sys
@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from managed_agents.api import openapi
 from managed_agents.api.app import ROUTERS
 from managed_agents.core.settings import Settings
+from managed_agents.sandbox import image_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -68,7 +69,16 @@ def compatibility() -> str:
     return requirements_manifest.differences_page(requirements_manifest.load())
 
 
-PAGES = {DOCS / "settings.md": table, DOCS / "compatibility.md": compatibility}
+def sandbox_images() -> str:
+    """What the sandbox images have of the cloud sandbox reference."""
+    return image_reference.table(image_reference.load(ROOT / "docker" / "sandbox" / "reference.toml"))
+
+
+PAGES = {
+    DOCS / "settings.md": table,
+    DOCS / "compatibility.md": compatibility,
+    DOCS / "operations" / "sandbox-images.md": sandbox_images,
+}
 
 
 def page(old: str, content: str) -> str:

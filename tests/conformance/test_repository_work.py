@@ -2,18 +2,15 @@
 
 import base64
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 import pytest
 
-from managed_agents.processes import egress
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.resources.sessions import bindings
-from managed_agents.scripted_model import tool_use
 from tests.support.git_server import GitHost, git, git_host
-from tests.support.stack import TOOLSET, Stack, Variant, stack
+from tests.support.repositories import bash, errors, repository_stack, resource, shown
+from tests.support.stack import TOOLSET, Stack
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
@@ -39,22 +36,6 @@ def search(*tokens: str) -> str:
     """A command that shows where tokens are to be found, as they are or as git sends them."""
     words = [*tokens, *(base64.b64encode(f"x-access-token:{token}".encode()).decode() for token in tokens)]
     return SEARCH.format(words=" ".join(f"'{word[::-1]}'" for word in words))
-
-
-def bash(command: str) -> list[Any]:
-    return [tool_use("bash", command=command)]
-
-
-def shown(watch: Any) -> list[str]:
-    return [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"]
-
-
-def errors(watch: Any) -> list[Any]:
-    return [event.error for event in watch.logged if event.type == "session.error"]
-
-
-def resource(name: str, **fields: Any) -> dict[str, Any]:
-    return {"type": "github_repository", "url": f"https://github.com/{name}", **fields}
 
 
 async def lose(hands: Stack, session: Any) -> None:
@@ -84,17 +65,8 @@ def host() -> Iterator[GitHost]:
 
 @pytest.fixture(scope="module")
 async def hands(anyio_backend: object, host: GitHost, postgres_url: str, template: str) -> AsyncIterator[Stack]:
-    async with _hands(host, postgres_url, template) as running:
+    async with repository_stack(host, postgres_url, template) as running:
         yield running
-
-
-@asynccontextmanager
-async def _hands(host: GitHost, postgres_url: str, template: str) -> AsyncIterator[Stack]:
-    variant = Variant(settings=host.settings)
-    async with stack(postgres_url, template, sandbox="docker", variant=variant) as running, anyio.create_task_group() as group:
-        group.start_soon(egress.serve, running.settings, running.db)
-        yield running
-        group.cancel_scope.cancel()
 
 
 @pytest.mark.requirement("SES-093", "SES-909")

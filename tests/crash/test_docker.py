@@ -1,5 +1,6 @@
 """The same promise with real containers."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
@@ -93,3 +94,43 @@ async def test_a_repository_is_cloned_once_though_the_worker_that_began_it_died(
     (error,) = [event["error"] for event in seen if event["type"] == "session.error"]
     assert (error["type"], error["repository_url"]) == ("repository_not_found_error", missing["url"])
     assert [path for path, _ in host.seen].count("/acme/kept/info/refs") == 1
+
+
+@pytest.mark.requirement("SES-100")
+async def test_a_clone_is_kept_whole_or_not_at_all_though_the_worker_that_keeps_it_dies(
+    database_url: str, model: Model, launcher: Launcher, host: GitHost
+) -> None:
+    host.repository("acme/large", files={"large": os.urandom(100_000).hex()})
+    settings = {name: str(value) for name, value in host.settings.items()}
+    gated = "until [ -e go ]; do sleep 0.05; done; git -C large fsck && wc -c < large/large"
+    sent: list[int] = []
+    async with clusters.cluster(database_url, model, launcher, sandbox="docker", **settings) as cluster:
+        model.reply = lambda request: "done" if request.tool_results else [tool_use("bash", command=gated)]
+        await cluster.api()
+        async with cluster.client() as client:
+            for point in ("clone.stored:kill", "clone.recorded:kill", ""):
+                worker = cluster.worker(point)
+                before = host.sent.get("acme/large", 0)
+                wanted = {"type": "github_repository", "url": "https://github.com/acme/large"}
+                session_id = await make_session(client, resources=[wanted])
+                async with following(client, session_id) as follower:
+                    await say(client, session_id, "work")
+                    if point:
+                        assert await worker.ended() == -9
+                        worker = cluster.worker()
+                    mine = ("--filter", f"label=managed-agents.session={session_id}", "--filter", "name=^ma-")
+                    container = await until(lambda mine=mine: docker("ps", "-q", *mine))
+                    assert container is not None
+                    uid = await until(
+                        lambda container=container: docker("exec", container, "stat", "-c", "%u", "/workspace/large")
+                    )
+                    assert await docker("exec", "--user", uid or "", container, "touch", "/workspace/go") is not None
+                    seen = await follower.idle()
+                (result,) = [event["content"][0]["text"] for event in seen if event["type"] == "agent.tool_result"]
+                assert result == "200000\n"
+                await worker.kill()
+                sent.append(host.sent["acme/large"] - before)
+    # The first was stored and forgotten, the second recorded.
+    assert sent[0] > 100_000
+    assert sent[1] > 100_000
+    assert sent[2] < 10_000

@@ -65,7 +65,7 @@ POINTS = [
     "turn.closed",
     "turn.before_idle",
 ]
-COMMIT_POINTS = ["append.before_write", "append.before_commit", "batch.committed"]
+COMMIT_POINTS = ["append.before_write", "append.before_commit", "append.before_known", "batch.committed"]
 
 
 def message(words: str) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class GitHost:
     answers: dict[str, int] = field(default_factory=dict[str, int])
     seen: list[tuple[str, str | None]] = field(default_factory=list[tuple[str, str | None]])
     """Path and token of each request."""
+    sent: dict[str, int] = field(default_factory=dict[str, int])
+    """Bytes of objects and names that were sent of each repository."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -144,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True, timeout=60, check=False)
         head, _, answer = done.stdout.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
+        if rest == ["git-upload-pack"]:
+            host.sent[name] = host.sent.get(name, 0) + len(answer)
         status = int(headers.pop("Status", "200").split()[0])
         return self._end(status, answer, **headers)
 

@@ -438,6 +438,7 @@ async def _running(
                     settings.sandbox_image,
                     running_max=settings.sandbox_running_max,
                     wait_seconds=settings.sandbox_wait_seconds,
+                    clones_bytes_max=settings.repository_cache_bytes,
                 ),
                 harnesses={STANDARD: StandardHarness(), **variant.harnesses},
                 previews=previews,

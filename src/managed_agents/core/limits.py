@@ -61,6 +61,13 @@ SNAPSHOT_SECONDS_MAX = 240.0
 RESTORE_SECONDS_MAX = 600.0
 PACKAGES_SECONDS_MAX = 1800.0  # to install what an environment asks for
 
+# Cached clones of repositories
+CLONE_BYTES_MAX = 512 * 1024 * 1024  # what is larger is cloned from its host each time
+CLONE_REFS_BYTES_MAX = 8 * 1024 * 1024  # the names of its branches and tags: about 100,000 of them
+CLONE_FRESH_SECONDS = 24 * 3600.0  # older ones are replaced at their next use
+CLONE_UNUSED_SECONDS = 14 * 24 * 3600.0  # then they go
+CLONE_TRANSFER_SECONDS_MAX = 120.0  # into a sandbox, or out of one
+
 # The model
 MODEL_CONNECT_SECONDS = 10.0
 MODEL_STALL_SECONDS = 120.0  # longest silence inside a response

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
         3600.0, ge=0, description="Time after which a stopped sandbox that is in a snapshot gives its disk back."
     )
     sandbox_snapshot_seconds: float = Field(600.0, gt=0, description="Time between snapshots of a sandbox at work.")
+    repository_cache_bytes: int = Field(
+        10 * 1024**3,
+        ge=0,
+        description="Cached clones of repositories that a workspace may have in the blob store. 0: none are kept.",
+    )
     host_name: str | None = Field(
         None, min_length=1, description="This host's name, unique among those that share the database; the machine's when unset."
     )

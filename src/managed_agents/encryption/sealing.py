@@ -4,6 +4,7 @@ Each sealed secret is bound to the row and field it belongs to: what was moved t
 same secret twice gives different bytes.
 """
 
+import hmac
 import os
 from typing import Protocol
 
@@ -34,12 +35,17 @@ class Sealing(Protocol):
         """Raises: SealBroken."""
         ...
 
+    def fingerprint(self, secret: SecretStr, scope: str) -> str:
+        """Return what is the same for the same secret in the same scope, and tells nothing else of it."""
+        ...
+
 
 class Sealer:
     """`Sealing` under a key that is derived for a purpose."""
 
     def __init__(self, keys: KeyProvider, purpose: str) -> None:
         self._wrapping = AESGCM(keys.derive(purpose))
+        self._comparing = keys.derive(f"{purpose}/fingerprints")
 
     def seal(self, secret: SecretStr, identity: str) -> bytes:
         """As `Sealing.seal`."""
@@ -63,6 +69,11 @@ class Sealer:
             return SecretStr(secret.decode())
         except (InvalidTag, ValueError) as error:
             raise SealBroken(f"{identity}: does not open with this master key") from error
+
+    def fingerprint(self, secret: SecretStr, scope: str) -> str:
+        """As `Sealing.fingerprint`: an HMAC, so that nobody without the master key can try guesses."""
+        message = len(scope.encode()).to_bytes(4, "big") + scope.encode() + secret.get_secret_value().encode()
+        return hmac.digest(self._comparing, message, "sha256").hex()
 
     def __repr__(self) -> str:
         return "Sealer(…)"

@@ -6,6 +6,9 @@ guard fails only its own caller, all of its events or none. Sessions that are lo
 own with a lock timeout, so one slow API command delays one session. There is one writer: what comes while it commits makes
 the next batch larger, and two that split the work were measured to cost half as much processor time again.
 
+A session that this process wrote last needs no lock beforehand: its head is still known, and one statement writes what is staged
+on that if nobody changed the row since. Whatever speaks against it, a guard too, is looked at again under the lock.
+
 When the connection dies around the commit nobody knows whether it happened. The callers get `AppendUncertain`: they forget
 what they know of the session and read the log again, which is what a crash would make them do.
 """
@@ -26,6 +29,7 @@ from managed_agents.db.engine import Database, Tx, connection_lost
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import fold
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
+from managed_agents.eventlog.known import KnownHeads
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ class Append:
     rest: Rest | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
     stored: list[StoredEvent] = field(default_factory=list[StoredEvent])
+    # What the session's input was at when it was committed.
+    input_seq: int | None = None
     error: Exception | None = None
     broken: bool = False
 
@@ -85,6 +91,7 @@ class Append:
         if self.within_budget and head.at_cap:
             raise log.BudgetReached
         self.stored = head.append(self.events)
+        self.input_seq = head.input_seq
         if head.crashes and any(event.type.startswith(_PROGRESS) for event in self.events):
             # Whatever crashed before, this owner came further.
             head.crashes = 0
@@ -92,6 +99,14 @@ class Append:
         head.inbox_count -= len(self.taken)
         if self.rest is not None:
             self._release(head, self.rest)
+
+    def fits(self, head: log.Head) -> bool:
+        """Stage on a head that may be out of date; False when that does not do, for whatever reason the lock will tell."""
+        try:
+            self.stage(head)
+        except Exception:  # noqa: BLE001 - the guards, and bugs in one caller's events: both are told where the row is locked
+            return False
+        return True
 
     def _release(self, head: log.Head, rest: Rest) -> None:
         head.owner = None
@@ -113,6 +128,7 @@ class Appender:
         self._waiting: deque[Append] = deque()
         self._wake = anyio.Event()
         self._alone = anyio.CapacityLimiter(ALONE_AT_ONCE)
+        self._known = KnownHeads()
         self._unanswered: dict[int, Append] = {}
         self._ended = False
 
@@ -168,7 +184,8 @@ class Appender:
         """Commit `groups`; returns those that have to be tried alone."""
         try:
             with anyio.fail_after(limits.APPEND_SECONDS_MAX):
-                return await self._commit_available(groups)
+                left = await self._commit_known(groups)
+                return await self._commit_available(left) if left else []
         except (DBAPIError, OSError, TimeoutError, log.TakenAlready) as error:
             # Whose fault it was is not known: each group that is not answered yet is tried alone.
             logger.warning("batch of %d appends failed, trying each alone: %s", len(groups), type(error).__name__)
@@ -178,6 +195,35 @@ class Appender:
             for group in left:
                 self._fail(group, AppendUncertain("the connection was lost around the commit"))
             return []
+
+    async def _commit_known(self, groups: list[Append]) -> list[Append]:
+        """Commit the groups that fit the heads known of their sessions, those that are still as known; returns the others."""
+        heads: dict[str, tuple[log.Head, str]] = {}
+        for session_id in {group.session_id for group in groups}:
+            if (found := self._known.take(session_id)) is not None:
+                heads[session_id] = found
+        if not heads:
+            return groups
+        changing = {group.session_id for group in groups if group.changes_threads}
+        async with self._db.autocommit() as tx:
+            # Whoever changes a thread's row changes its session's too, which then has another version.
+            bare = {session_id: head for session_id, (head, _) in heads.items() if session_id in changing and not head.threads}
+            if bare:
+                await log.load_threads(tx, bare)
+            for group in groups:
+                # The groups of one session stay in order: where one does not fit, all of them go the other way.
+                if group.session_id in heads and not group.fits(heads[group.session_id][0]):
+                    del heads[group.session_id]
+            if not heads:
+                return groups
+            versions, at = await log.write_known(tx, list(heads.values()))
+        if at is not None:
+            self._known.heard(at)
+        written = [group for group in groups if group.session_id in versions]
+        for session_id, version in versions.items():
+            self._known.keep(heads[session_id][0], version)
+        self._answer(written)
+        return [group for group in groups if group.session_id not in versions]
 
     async def _commit_available(self, groups: list[Append]) -> list[Append]:
         """Commit the groups whose session is free; returns the others."""
@@ -199,7 +245,8 @@ class Appender:
                     del heads[group.session_id]
                     skipped += [other for other in staged if other.session_id == group.session_id]
                     staged = [other for other in staged if other.session_id != group.session_id]
-            await self._write_heads(tx, heads, staged)
+            versions = await self._write_heads(tx, heads, staged)
+        self._keep(heads, versions)
         self._answer(staged)
         return skipped
 
@@ -211,19 +258,28 @@ class Appender:
                     if not self._staged(group, head):
                         return
                     assert head is not None
-                    await self._write_heads(tx, {head.id: head}, [group])
+                    heads = {head.id: head}
+                    versions = await self._write_heads(tx, heads, [group])
         except log.TakenAlready as error:
             self._fail(group, error)
         except (DBAPIError, OSError, TimeoutError) as error:
             logger.warning("append to %s failed: %s", group.session_id, error)
             self._fail(group, AppendUncertain(f"the append failed: {type(error).__name__}"))
         else:
+            self._keep(heads, versions)
             self._answer([group])
 
-    async def _write_heads(self, tx: Tx, heads: dict[str, log.Head], staged: list[Append]) -> None:
+    async def _write_heads(self, tx: Tx, heads: dict[str, log.Head], staged: list[Append]) -> dict[str, str]:
         wanted = {group.session_id for group in staged}
-        if wanted:
-            await log.write(tx, [head for head in heads.values() if head.id in wanted])
+        if not wanted:
+            return {}
+        self._known.heard(max(heads[session_id].at for session_id in wanted))
+        return await log.write(tx, [head for head in heads.values() if head.id in wanted])
+
+    def _keep(self, heads: dict[str, log.Head], versions: dict[str, str]) -> None:
+        """Know heads whose transaction has committed."""
+        for session_id, version in versions.items():
+            self._known.keep(heads[session_id], version)
 
     def _staged(self, group: Append, head: log.Head | None) -> bool:
         try:

@@ -5,10 +5,11 @@ attaches to it. What became of it is written to the sandbox's row: nothing is cl
 from a snapshot is as the session left it. One that fails costs the session that repository only; clients are told once.
 
 Git knows no token: the egress gateway writes it into the requests. So nothing here has to be kept from the commands.
+
+What one session cloned saves later ones the transfer (`clone_cache`): once the host has said that this session may read the
+repository, the cached clone is put into its sandbox, and git fetches the rest. Keeping a clone goes on behind the first calls.
 """
 
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,51 +18,15 @@ import anyio
 from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
+from managed_agents.harness import clone_script
+from managed_agents.harness.clone_cache import CloneCache
+from managed_agents.harness.clone_script import ACCESS_SECONDS_MAX, MEANINGS, Cloned, Kept
 from managed_agents.resources.sessions import repositories
+from managed_agents.resources.sessions.clones import CachedClone, CloneKey
 from managed_agents.resources.sessions.repositories import ErrorType, Repository, State
-from managed_agents.sandbox.backend import Call, Outcome, Sandbox
+from managed_agents.sandbox.backend import Call, CallUnknown, Outcome, Sandbox
 
 CLONED = faults.register("hands.cloned", "repository cloned or failed to, not recorded")
-MESSAGE_CHARS_MAX = 500
-
-# spec: the descriptions of the SDK's repository errors
-_MEANINGS: dict[ErrorType, str] = {
-    "repository_authentication_error": "the repository host rejected the credentials, or required credentials and received none",
-    "repository_forbidden_error": "the repository host refused access to the repository",
-    "repository_not_found_error": "the repository host reported the repository as not found",
-    "repository_checkout_error": "the requested branch or commit does not exist in the repository",
-    "repository_clone_error": "the repository could not be cloned",
-}
-_SIGNS: Sequence[tuple[ErrorType, re.Pattern[str]]] = (
-    (
-        "repository_authentication_error",
-        re.compile(r"Authentication failed|could not read (Username|Password)|prompts disabled|URL returned error: 401"),
-    ),
-    ("repository_forbidden_error", re.compile(r"URL returned error: 403")),
-    (
-        "repository_not_found_error",
-        re.compile(r"URL returned error: (404|410)|[Rr]epository ('[^']*' )?not found"),
-    ),
-)
-_SCRIPT = r"""(
-    export LC_ALL=C GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=
-    url=%(url)s dir=%(path)s branch=%(branch)s sha=%(sha)s
-    log=$(mktemp) || { echo "repository: clone"; exit 0; }
-    end() { tail -c 2000 "$log" | tr '\r' '\n'; rm -f "$log"; printf '\nrepository: %%s\n' "$1"; exit 0; }
-    git clone --quiet --no-checkout -- "$url" "$dir" > "$log" 2>&1 < /dev/null || end clone
-    cd "$dir" || end clone
-    if [ -n "$branch" ]; then
-        git rev-parse --quiet --verify "refs/remotes/origin/$branch" > "$log" 2>&1 || end checkout
-        git checkout --quiet --force "$branch" -- > "$log" 2>&1 || end checkout
-    elif [ -n "$sha" ]; then
-        git cat-file -e "$sha^{commit}" 2> "$log" || git fetch --quiet origin "$sha" > "$log" 2>&1 || end checkout
-        git checkout --quiet --force --detach "$sha" -- > "$log" 2>&1 || end checkout
-    elif git rev-parse --quiet --verify HEAD > "$log" 2>&1; then
-        git reset --quiet --hard > "$log" 2>&1 || end clone
-    fi
-    end done
-)"""
-_LAST_LINE = re.compile(r"^repository: (done|clone|checkout)\s*\Z", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,50 +43,21 @@ class Trouble:
         return ev.session_error(thread_id, self.error, self.message, "retrying", more)
 
 
-def script(repository: Repository) -> str:
-    """What the sandbox's shell runs to clone a repository; its last line says how it ended."""
-    return _SCRIPT % {
-        "url": shlex.quote(repository.url),
-        "path": shlex.quote(repository.path),
-        "branch": shlex.quote(repository.branch or ""),
-        "sha": shlex.quote(repository.sha or ""),
-    }
-
-
-def state_of(repository: Repository, outcome: Outcome) -> State:
-    """Read what became of a clone."""
-    said = "".join(block.get("text", "") for block in outcome.content)
-    found = _LAST_LINE.search(said)
-    ended = found[1] if found else "clone"
-    if ended == "done":
-        return State()
-    error: ErrorType = "repository_checkout_error" if ended == "checkout" else "repository_clone_error"
-    if ended == "clone":
-        error = _error_of(said)
-    message = f"{repository.url}: {_MEANINGS[error]}."
-    if error == "repository_clone_error":
-        lines = [line.strip() for line in said.splitlines() if line.strip() and not _LAST_LINE.match(line)]
-        message += f" {' '.join(lines[-3:])[:MESSAGE_CHARS_MAX]}" if lines else ""
-    return State(error, message)
-
-
-def _error_of(said: str) -> ErrorType:
-    for kind, sign in _SIGNS:
-        if sign.search(said):
-            return kind
-    return "repository_clone_error"
-
-
 class Repositories:
     """One session's repositories, as its owner sees to them."""
 
-    def __init__(self, db: Database, session_id: str, epoch: int, *, has_gateway: bool) -> None:
-        self._db, self._session_id, self._epoch = db, session_id, epoch
+    def __init__(
+        self, db: Database, cache: CloneCache, workspace_id: str, session_id: str, epoch: int, *, has_gateway: bool
+    ) -> None:
+        self._db, self._cache = db, cache
+        self._workspace_id, self._session_id, self._epoch = workspace_id, session_id, epoch
         self._has_gateway = has_gateway
         self._cloning = anyio.Lock()
         self._wanted: list[Repository] | None = None
         self._seen_to: str | None = None  # the sandbox that has them
         self._untold: list[Trouble] = []
+        self._to_keep: list[tuple[Sandbox, Repository, CloneKey, Kept]] = []
+        self._more_to_keep = anyio.Event()
 
     async def wanted(self) -> list[Repository]:
         """The session's repositories: those it was created with."""
@@ -151,20 +87,53 @@ class Repositories:
     async def _cloned(self, sandbox: Sandbox, one: Repository) -> State:
         if not self._has_gateway:
             why = "Repositories come through the egress gateway, which sandboxes of this server's kind do not have."
-            state = State("repository_clone_error", f"{one.url}: {_MEANINGS['repository_clone_error']}. {why}")
+            state = State("repository_clone_error", f"{one.url}: {MEANINGS['repository_clone_error']}. {why}")
             await self._record(sandbox.id, {one.id: state})
             return state
-        call_id = f"{one.id}.clone"
-        state = state_of(one, await sandbox.execute(self._call(call_id, one)))
+        key = await self._cache.key(self._session_id, self._workspace_id, one)
+        cached = None if key is None else await self._cache.use(key)
+        cloned = await self._run(sandbox, one, key, cached)
         faults.reach(CLONED)
-        await self._record(sandbox.id, {one.id: state})
-        await sandbox.ack(call_id)
-        return state
+        await self._record(sandbox.id, {one.id: cloned.state})
+        for call_id in (_access_id(one), _clone_id(one)):
+            await sandbox.ack(call_id)
+        if key is not None and cached is not None and cloned.spoiled:
+            await self._cache.drop(key, cached)
+        if key is not None and cloned.kept is not None:
+            self._to_keep.append((sandbox, one, key, cloned.kept))
+            self._more_to_keep.set()
+        return cloned.state
 
-    def _call(self, call_id: str, repository: Repository) -> Call:
-        seconds = limits.TOOL_CALL_SECONDS_MAX
-        asked = {"command": script(repository), "timeout_ms": int(seconds * 1000)}
-        return Call(call_id, self._epoch, "bash", asked, seconds)
+    async def _run(self, sandbox: Sandbox, one: Repository, key: CloneKey | None, cached: CachedClone | None) -> Cloned:
+        try:
+            # A former owner's: what it was given, it may be reading.
+            outcome = await sandbox.collect(_clone_id(one), self._epoch)
+            return clone_script.read(one, outcome)
+        except CallUnknown:
+            pass
+        bundle = f"/tmp/{one.id}.bundle"  # in no snapshot, and gone when the clone is there
+        if key is not None and cached is not None:
+            asked = clone_script.access(one)
+            answered = clone_script.read(one, await self._call(sandbox, _access_id(one), asked, ACCESS_SECONDS_MAX))
+            if answered.state.error is not None:
+                return answered
+            if not await self._cache.put(sandbox, bundle, key, cached):
+                cached = None
+        known_bytes = cached.blob.size if cached is not None and cached.fresh else 0
+        asked = clone_script.clone(one, bundle=bundle, known_bytes=known_bytes, keeps=key is not None)
+        return clone_script.read(one, await self._call(sandbox, _clone_id(one), asked, limits.TOOL_CALL_SECONDS_MAX))
+
+    async def _call(self, sandbox: Sandbox, call_id: str, command: str, seconds: float) -> Outcome:
+        asked = {"command": command, "timeout_ms": int(seconds * 1000)}
+        return await sandbox.execute(Call(call_id, self._epoch, "bash", asked, seconds))
+
+    async def keep_clones(self) -> None:
+        """Keep for later sessions what was cloned here. Runs until cancelled; what is under way then is given up."""
+        while True:
+            await self._more_to_keep.wait()
+            self._more_to_keep = anyio.Event()
+            while self._to_keep:
+                await self._cache.keep(*self._to_keep.pop(0))
 
     async def _record(self, sandbox_id: str, changed: dict[str, State]) -> None:
         async with self._db.autocommit() as tx:
@@ -179,3 +148,11 @@ class Repositories:
         """Record that clients know. A crash before it tells them again."""
         if troubles and self._seen_to is not None:
             await self._record(self._seen_to, {one.repository.id: State(one.error, one.message, told=True) for one in troubles})
+
+
+def _access_id(repository: Repository) -> str:
+    return f"{repository.id}.access"
+
+
+def _clone_id(repository: Repository) -> str:
+    return f"{repository.id}.clone"

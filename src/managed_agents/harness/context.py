@@ -26,6 +26,8 @@ class Context:
     inbox: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
     # The budget was used up when last looked at; only new input can change that.
     at_cap: bool = False
+    # Whether the newest input is known: our last append saw none that we do not have, and nobody has told of any since.
+    current: bool = False
 
     def extend(self, events: Iterable[StoredEvent]) -> None:
         """Take events that follow the cursor, in order."""
@@ -64,12 +66,19 @@ class Context:
             async with db.autocommit() as tx:
                 await self._read_on(tx)
 
+    def committed(self, input_seq: int | None) -> None:
+        """An append of ours was committed, with the session's input at `input_seq`."""
+        self.current = input_seq == self.input_seq
+
     async def refresh(self, db: Database) -> None:
-        """Read the newest input: `input_seq` first, so that an older figure is the worst that can happen.
+        """Read the newest input, unless it is known: `input_seq` first, so that an older figure is the worst that can happen.
 
         Raises:
             SessionGone: the session was deleted.
         """
+        if self.current:
+            self.current = False  # each append is good for one look
+            return
         async with db.autocommit() as tx:
             found = await lease.current_input(tx, self.session_id)
             if found is None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
-from managed_agents.blobstore.store import BlobMissing, BlobRef, BlobStore, BlobTooLarge
+from managed_agents.blobstore.store import BlobMissing, BlobStore, BlobTooLarge
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database, Tx
 from managed_agents.harness import outputs
+from managed_agents.harness.clone_cache import KEEPING_AT_ONCE, CloneCache
 from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
+from managed_agents.harness.mounting import Mounts, reason
 from managed_agents.harness.turn import ToolCall
 from managed_agents.resources.sessions import bindings, places, repositories, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
@@ -52,6 +54,7 @@ CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
 PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
 PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
+ACKNOWLEDGE_SECONDS_MAX = 5.0
 STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
 STOPPING_LOOK_SECONDS = 0.1
 WAIT_LOOK_SECONDS = 0.25
@@ -73,7 +76,9 @@ class Hands:
     snapshot_seconds: float = 600.0  # between snapshots while a session works
     running_max: int = 0  # sandboxes that run on this host at once; 0 is no bound
     wait_seconds: float = 600.0  # how long a call waits for a place among them
+    clones_bytes_max: int = 10 * 1024**3  # cached clones of a workspace; 0 is none
     provisions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PROVISIONS_AT_ONCE))
+    keeping: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(KEEPING_AT_ONCE))
 
     def of_session(self, claim: Claim) -> "SessionHands":
         """The hands of one claimed session; nothing is created yet."""
@@ -96,13 +101,17 @@ class SessionHands:
         self._sandbox: Sandbox | None = None
         self._handles: list[Sandbox] = []  # all that may hold connections, the one that is gone too
         self._opening = anyio.Lock()
+        cache = CloneCache(hands.db, hands.blobs, hands.clones_bytes_max, hands.keeping)
         self.repositories = Repositories(
-            hands.db, self._session_id, claim.epoch, has_gateway="network" in hands.backend.capabilities
+            hands.db,
+            cache,
+            self._workspace_id,
+            self._session_id,
+            claim.epoch,
+            has_gateway="network" in hands.backend.capabilities,
         )
         self._outputs = outputs.Outputs(hands.db, hands.blobs, self._workspace_id, self._session_id)
-        self._uploads: list[Upload] = []
-        self._uploads_as_of: int | None = None
-        self._mounts: dict[str, str] = {}
+        self._mounts = Mounts(hands.db, hands.blobs, self._session_id)
         self._unprepared: PackagesFailed | None = None
         self._told = False
         self._used = False
@@ -110,11 +119,7 @@ class SessionHands:
 
     async def uploads(self, as_of: int) -> list[Upload]:
         """Files mounted into the session, read again when `as_of`, the session's `input_seq`, has moved."""
-        if self._uploads_as_of != as_of:
-            async with self._hands.db.autocommit() as tx:
-                self._uploads = await bindings.uploads(tx, self._session_id)
-            self._uploads_as_of = as_of
-        return self._uploads
+        return await self._mounts.wanted(as_of)
 
     async def prepare(self) -> None:
         """Have the sandbox ready before the first call needs it. Run beside the model request; failing is left to the call.
@@ -197,17 +202,25 @@ class SessionHands:
         return True
 
     async def acknowledge(self, tool_use_id: str) -> None:
-        """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway."""
-        if self._told and self._binding is not None and self._binding.note is not None:
-            async with self._hands.db.autocommit() as tx:
-                await bindings.told(tx, self._binding.sandbox_id)
-            self._binding = replace(self._binding, note=None)
-        if self._sandbox is not None:
-            try:
+        """Let the sandbox forget an outcome that is in the log now. Best effort: it keeps a bounded number anyway.
+
+        Nobody waits for it, and the end of the run lets it finish within a bound.
+        """
+        with anyio.move_on_after(ACKNOWLEDGE_SECONDS_MAX, shield=True):
+            await self._acknowledge(tool_use_id)
+
+    async def _acknowledge(self, tool_use_id: str) -> None:
+        try:
+            if self._told and (binding := self._binding) is not None and binding.note is not None:
+                async with self._hands.db.autocommit() as tx:
+                    await bindings.told(tx, binding.sandbox_id)
+                if self._binding is binding:
+                    self._binding = replace(binding, note=None)
+            if self._sandbox is not None:
                 await self._sandbox.ack(tool_use_id)
                 faults.reach(ACKNOWLEDGED)
-            except SandboxError as error:
-                logger.warning("outcome of %s not acknowledged: %s", tool_use_id, error)
+        except (SandboxError, SQLAlchemyError, OSError) as error:
+            logger.warning("outcome of %s not acknowledged: %s", tool_use_id, type(error).__name__)
 
     async def cancel(self, tool_use_ids: Sequence[str]) -> None:
         """End running calls, a former owner's too, and forget them; returns when they have ended, or after a bound."""
@@ -343,7 +356,8 @@ class SessionHands:
             raise SandboxError("attaching took too long") from error
         self._handles.append(sandbox)
         faults.reach(ATTACHED)
-        self._binding, self._mounts = found, dict(found.mounts)
+        self._binding = found
+        self._mounts.found(found.mounts)
         return sandbox
 
     async def _current(self, wake: bool) -> Binding | None:
@@ -411,13 +425,13 @@ class SessionHands:
                 self._handles.append(sandbox)
                 if snapshot is not None:
                     await self._restore(sandbox, snapshot)
-                self._mounts = {}
-                await self._put_uploads(sandbox)
+                self._mounts.found({})
+                await self._mounts.put(sandbox)
         except (OSError, BlobMissing, TimeoutError) as error:
-            raise SandboxError(f"it could not be started ({_reason(error)})") from error
+            raise SandboxError(f"it could not be started ({reason(error)})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
-            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts)
+            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts.present)
             if snapshot is not None:
                 await repositories.inherit_states(tx, binding.sandbox_id)
             await bindings.set_live(tx, binding.sandbox_id)
@@ -436,39 +450,14 @@ class SessionHands:
             raise SandboxError("its snapshot could not be restored, the next one will be fresh") from error
         faults.reach(RESTORED)
 
-    # Mounts
-
     async def _mount(self, sandbox: Sandbox) -> None:
-        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made.
-
-        A crash between doing and recording only makes the next owner do it again.
-        """
+        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made."""
         async with self._opening:
-            if self._binding is None or self._mounts == {upload.path: upload.sha256 for upload in self._uploads}:
+            if self._binding is None or self._mounts.complete:
                 return
-            try:
-                with anyio.fail_after(PROVISION_SECONDS_MAX):
-                    await self._put_uploads(sandbox)
-            except (OSError, BlobMissing, TimeoutError) as error:
-                raise SandboxError(f"its files could not be mounted ({_reason(error)})") from error
+            await self._mounts.bring_in_line(sandbox)
             async with self._hands.db.transaction() as tx:
-                await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts)
-
-    async def _put_uploads(self, sandbox: Sandbox) -> None:
-        wanted = {upload.path: upload for upload in self._uploads}
-        for path in [path for path in self._mounts if path not in wanted]:
-            await sandbox.remove(path)
-            del self._mounts[path]
-        for path, upload in wanted.items():
-            if self._mounts.get(path) != upload.sha256:
-                source = self._hands.blobs.open(BlobRef(upload.sha256, upload.size))
-                await sandbox.put(path, source, "root", 0o444)
-                self._mounts[path] = upload.sha256
-
-
-def _reason(error: Exception) -> str:
-    """In words for the model, which need not know the host's paths."""
-    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+                await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts.present)
 
 
 def _error(text: str) -> Outcome:

@@ -55,6 +55,7 @@ class Journal:
         )
         with anyio.CancelScope(shield=True):
             await self._appender.append(append)
+        self._context.committed(append.input_seq)
         return append.stored
 
     async def log(

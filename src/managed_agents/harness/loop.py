@@ -91,6 +91,7 @@ class SessionRunner:
 
     def notify(self) -> None:
         """New input arrived for this session."""
+        self._context.current = False
         self._changes.notify()
 
     def drain(self) -> None:
@@ -110,6 +111,7 @@ class SessionRunner:
                 self._asking = Asking(parts.db, self.claim, parts.requester, parts.previews, parts.jitter, self._changes, group)
                 group.start_soon(self._hands.keep_safe)
                 group.start_soon(self._hands.collect_outputs)
+                group.start_soon(self._hands.repositories.keep_clones)
                 try:
                     await self._run()
                 finally:
@@ -164,7 +166,9 @@ class SessionRunner:
             case steps.TakeAnswers():
                 await self._take_answers(step)
             case steps.RunTools():
-                run = ToolRun(self._parts.db, self._context, self._journal, self._changes, self._hands, self._web)
+                assert self._background is not None
+                parts = (self._context, self._journal, self._changes, self._hands, self._web)
+                run = ToolRun(self._parts.db, *parts, self._background)
                 await run.run(step, self._decide, self._take_answers)
             case steps.RequestModel():
                 return await self._request_model(step)

@@ -8,6 +8,7 @@ Each result is appended by itself, as it arrives. A call that was cancelled may 
 from collections.abc import Awaitable, Callable
 
 import anyio
+from anyio.abc import TaskGroup
 
 from managed_agents.core import faults
 from managed_agents.db.engine import Database
@@ -31,7 +32,14 @@ class ToolRun:
     """One step of running tools; calls that the client allows meanwhile join it."""
 
     def __init__(
-        self, db: Database, context: Context, journal: Journal, changes: Changes, hands: SessionHands, web: WebCalls
+        self,
+        db: Database,
+        context: Context,
+        journal: Journal,
+        changes: Changes,
+        hands: SessionHands,
+        web: WebCalls,
+        background: TaskGroup,
     ) -> None:
         self._db = db
         self._context = context
@@ -39,6 +47,7 @@ class ToolRun:
         self._changes = changes
         self._hands = hands
         self._web = web
+        self._background = background
         # Appended, and not in the context yet.
         self._stored: list[StoredEvent] = []
         self._shell = anyio.Lock()
@@ -104,7 +113,7 @@ class ToolRun:
         faults.reach(OUTCOME_LOGGED)
         await self._hands.repositories.told(troubles)
         if call.name not in definitions.WEB_TOOLS:
-            await self._hands.acknowledge(call.event_id)
+            self._background.start_soon(self._hands.acknowledge, call.event_id)
 
     async def _outcome(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
         if call.name in definitions.WEB_TOOLS:

@@ -45,7 +45,7 @@ from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.sandbox_pool import SandboxPool
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced as files_referenced
-from managed_agents.resources.sessions import snapshots
+from managed_agents.resources.sessions import clones, snapshots
 from managed_agents.sandbox.backend import SandboxBackend, SandboxError
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
@@ -112,6 +112,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             settings.sandbox_snapshot_seconds,
             settings.sandbox_running_max,
             settings.sandbox_wait_seconds,
+            settings.repository_cache_bytes,
         ),
         harnesses=harnesses_of(settings),
         previews=previews,
@@ -136,7 +137,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         image=settings.sandbox_image,
         running_max=settings.sandbox_running_max,
     )
-    references = [files_referenced, snapshots.referenced]
+    references = [files_referenced, snapshots.referenced, clones.referenced]
 
     async def work() -> None:
         async with anyio.create_task_group() as group:

@@ -13,7 +13,7 @@ import anyio
 from managed_agents.blobstore.store import BlobStore, BlobTooLarge
 from managed_agents.core import limits
 from managed_agents.db.engine import Database
-from managed_agents.resources.sessions import bindings, places, snapshots
+from managed_agents.resources.sessions import bindings, clones, places, snapshots
 from managed_agents.resources.sessions.bindings import Binding
 from managed_agents.sandbox.backend import Sandbox, SandboxBackend, SandboxError
 
@@ -61,6 +61,7 @@ class SandboxCollector:
         async with self._db.transaction() as tx:
             await bindings.doom(tx, host=self._host, parked_seconds=self._parked_seconds)
             await snapshots.expire(tx)
+            await clones.expire(tx)
         for sandbox_id, generation in await self._backend.collect_orphans(self._known):
             logger.info("destroyed sandbox %s generation %d: nothing needs it", sandbox_id, generation)
         await self._backend.collect_images()

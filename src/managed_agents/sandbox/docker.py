@@ -154,8 +154,9 @@ class DockerBackend:
         uid = self._uid_base + zlib.crc32(spec.id.encode()) % layout.UIDS
         await self._prepare(places, spec, uid)
         async with _engine("create a container"):
+            found = (await self._client.images.inspect(spec.image))["Config"]
             container = await self._client.containers.create(
-                self._container(spec, places, uid), name=self.container_name(spec.id, spec.generation)
+                self._container(spec, places, uid, found.get("Env") or []), name=self.container_name(spec.id, spec.generation)
             )
             await container.start()
         await handle.hello()
@@ -242,12 +243,12 @@ class DockerBackend:
             *_certificates(spec),
         ]
 
-    def _container(self, spec: SandboxSpec, places: layout.Places, uid: int) -> dict[str, Any]:
+    def _container(self, spec: SandboxSpec, places: layout.Places, uid: int, image_env: Sequence[str]) -> dict[str, Any]:
         config = layout.runner_config(
             socket=f"{SOCKET_DIRECTORY}/runner.sock",
             state=STATE_DIRECTORY,
             uid=uid,
-            environment=layout.environment(HOME, {**_network_environment(spec), **spec.env}),
+            environment=layout.environment(HOME, {**_network_environment(spec), **spec.env}, image_env),
             quota_bytes=None if self._sized else spec.limits.disk_bytes,
             limits=spec.limits,
             own_cgroup=True,

@@ -1,26 +1,41 @@
-"""Build the sandbox image: `python -m managed_agents.sandbox.image build`.
+"""Build and check sandbox images: `python -m managed_agents.sandbox.image build [--variant full]`.
 
-From the Dockerfile's public base where an image registry can be reached, else from the distribution's own
-packages through this machine's apt sources (so an operator's mirror is used and no address stands here).
-The image carries a label with the hash of everything it is built from: a second run sees it and skips.
+From a Dockerfile's public base where an image registry can be reached, else from the distribution's own packages. Two variants:
+slim for quick starts, full for what a cloud sandbox has (docker/sandbox/reference.toml). An image carries a label with the hash
+of everything it is built from: a second run sees it and skips.
 """
 
 import hashlib
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import anyio
 import click
+
+from managed_agents.sandbox import full_image
+from managed_agents.sandbox.distribution import (
+    BUILD_SECONDS,
+    CONTENT_LABEL,
+    EXCLUDED,
+    ImageBuildFailed,
+    Progress,
+    bootstrap,
+    existing_key,
+    hook,
+    label,
+    run,
+    run_visibly,
+    suite,
+)
+from managed_agents.sandbox.full_image import ROUTE_LABEL
+from managed_agents.sandbox.image_reference import Column, failures, load
 
 IMAGE = "managed-agents-sandbox:latest"
 BASE_IMAGE = "python:3.13-slim-bookworm"
-CONTENT_LABEL = "managed-agents.content"
 PULL_SECONDS = 120.0
-BUILD_SECONDS = 1800.0
-UIDS = range(64000, 65000)
+CHECK_SECONDS = 900.0
 
 # What the Dockerfile installs, in the distribution's names.
 PACKAGES = (
@@ -53,162 +68,133 @@ PACKAGES = (
     "xz-utils",
     "zip",
 )
-_EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
-_DIRECTORIES = (
-    "workspace",
-    "home/agent",
-    "mnt/session",
-    "mnt/memory",
-    "opt/managed-agents",
-    "run/managed-agents",
-)
 
-Progress = Callable[[str], None]
 Source = Literal["auto", "registry", "distribution"]
+Variant = Literal["slim", "full"]
 
 
-class ImageBuildFailed(Exception):
-    """The image could not be built; the message says what to do."""
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between the variants."""
+
+    image: str
+    base: str
+    dockerfile: str
+    seconds: float
+
+
+RECIPES: dict[Variant, Recipe] = {
+    "slim": Recipe(IMAGE, BASE_IMAGE, "Dockerfile", BUILD_SECONDS),
+    "full": Recipe(full_image.IMAGE, full_image.BASE_IMAGE, "Dockerfile.full", full_image.BUILD_SECONDS),
+}
 
 
 def dockerfile_directory() -> Path:
-    """Where the Dockerfile is: in the source tree, three directories above the package."""
+    """Where the Dockerfiles and lists are: in the source tree, three directories above the package."""
     return Path(__file__).resolve().parents[3] / "docker" / "sandbox"
 
 
-def content_key() -> str:
+def content_key(variant: Variant = "slim") -> str:
     """Return the hash of everything that decides what the image contains."""
-    digest = hashlib.sha256(repr((BASE_IMAGE, PACKAGES, _EXCLUDED, _hook())).encode())
+    if variant == "full":
+        return full_image.content_key(dockerfile_directory())
+    digest = hashlib.sha256(repr((BASE_IMAGE, PACKAGES, EXCLUDED, hook())).encode())
     if (dockerfile := dockerfile_directory() / "Dockerfile").exists():
         digest.update(dockerfile.read_bytes())
     return digest.hexdigest()[:24]
 
 
-def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-
-
-def existing_key(image: str = IMAGE) -> str | None:
-    """Return the content key of `image` in the engine, or None when there is no such image of ours."""
-    found = _run(["docker", "image", "inspect", "-f", f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}', image], 30)
-    return found.stdout.strip() or None if found.returncode == 0 else None
-
-
-def _registry_reachable(progress: Progress) -> bool:
+def _registry_reachable(base: str, progress: Progress) -> bool:
     """Say whether the base image is here or can be pulled."""
-    if _run(["docker", "image", "inspect", BASE_IMAGE], 30).returncode == 0:
+    if run(["docker", "image", "inspect", base], 30).returncode == 0:
         return True
-    progress(f"pulling {BASE_IMAGE}")
+    progress(f"pulling {base}")
     try:
-        pulled = _run(["docker", "pull", "-q", BASE_IMAGE], PULL_SECONDS)
+        pulled = run(["docker", "pull", "-q", base], PULL_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return pulled.returncode == 0
 
 
-def _build_from_registry(image: str, key: str, progress: Progress) -> None:
-    command = [
-        "docker",
-        "build",
-        "-t",
-        image,
-        "--label",
-        f"{CONTENT_LABEL}={key}",
-        str(dockerfile_directory()),
-    ]
-    progress("building from the Dockerfile")
-    if subprocess.run(command, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr).returncode != 0:
-        raise ImageBuildFailed("`docker build docker/sandbox` failed; its output is above")
+def _build_from_registry(recipe: Recipe, image: str, key: str, progress: Progress) -> None:
+    directory = dockerfile_directory()
+    labels = ["--label", f"{CONTENT_LABEL}={key}", "--label", f"{ROUTE_LABEL}=registry"]
+    progress(f"building from {recipe.dockerfile}")
+    command = ["docker", "build", "-t", image, "-f", str(directory / recipe.dockerfile), *labels, str(directory)]
+    if run_visibly(command, recipe.seconds, {}) != 0:
+        raise ImageBuildFailed(f"`docker build docker/sandbox` ({recipe.dockerfile}) failed; its output is above")
 
 
-def _suite() -> str:
-    for line in Path("/etc/os-release").read_text().splitlines():
-        name, _, value = line.partition("=")
-        if name == "VERSION_CODENAME":
-            return value.strip('"')
-    raise ImageBuildFailed("no VERSION_CODENAME in /etc/os-release: this is neither Debian nor Ubuntu")
-
-
-def apt_sources(suite: str) -> list[str]:
-    """Return this machine's apt sources of `suite` (and its updates and security) as one-line entries."""
-    form = "$(SITE)|$(RELEASE)|$(COMPONENT)"
-    listed = _run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], 60)
-    if listed.returncode != 0:
-        raise ImageBuildFailed(f"apt-get indextargets failed: {listed.stderr.strip()}")
-    components: dict[tuple[str, str], list[str]] = {}
-    for line in listed.stdout.splitlines():
-        site, release, component = line.split("|")
-        if release.rstrip("/") in (suite, f"{suite}-updates", f"{suite}-security"):
-            components.setdefault((site, release), []).append(component)
-    # mmdebstrap finds the distribution's keyring itself.
-    return [f"deb {site} {release} {' '.join(dict.fromkeys(names))}" for (site, release), names in components.items()]
-
-
-def _hook() -> str:
-    """Shell text for mmdebstrap: directories that get mounted over, and names for the commands' uids."""
-    return (
-        f'cd "$1" && mkdir -p {" ".join(_DIRECTORIES)} && i={UIDS.start} && while [ $i -lt {UIDS.stop} ]; do '
-        'echo "agent:x:$i:$i::/home/agent:/bin/bash" >> etc/passwd; echo "agent:x:$i:" >> etc/group; '
-        "i=$((i+1)); done"
-    )
-
-
-def _build_from_distribution(image: str, key: str, progress: Progress) -> None:
-    if shutil.which("mmdebstrap") is None:
-        raise ImageBuildFailed("no image registry can be reached and mmdebstrap is missing: apt-get install mmdebstrap")
-    suite = _suite()
-    progress(f"building from packages of {suite} (about a minute)")
-    command = [
-        "mmdebstrap",
-        "--variant=apt",
-        f"--include={','.join(PACKAGES)}",
-        f"--customize-hook={_hook()}",
-    ]
-    command += [f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED]
-    command += [suite, "-", *apt_sources(suite)]
-    changes = [f"LABEL {CONTENT_LABEL}={key}", 'CMD ["/bin/bash"]']
-    importing = ["docker", "import", *(f"--change={change}" for change in changes), "-", image]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as strap:
-        imported = subprocess.run(importing, stdin=strap.stdout, timeout=BUILD_SECONDS, check=False, stdout=sys.stderr)
-        strapped = strap.wait(timeout=60)
-    if strapped != 0:
-        # A truncated tar may have been imported under our label: it must not count as built.
-        _run(["docker", "image", "rm", image], 60)
-        raise ImageBuildFailed("mmdebstrap failed; its output is above")
-    if imported.returncode != 0:
-        raise ImageBuildFailed("`docker import` failed; its output is above")
-
-
-def build(image: str = IMAGE, *, source: Source = "auto", progress: Progress) -> bool:
-    """Make sure `image` is in the engine and current. Returns False when there was nothing to do."""
-    key = content_key()
-    if existing_key(image) == key:
-        progress(f"{image} is there and current")
+def build(image: str | None = None, *, variant: Variant = "slim", source: Source = "auto", progress: Progress) -> bool:
+    """Make sure the image is in the engine and current. Returns False when there was nothing to do."""
+    recipe = RECIPES[variant]
+    name = image or recipe.image
+    if variant == "full" and not (dockerfile_directory() / recipe.dockerfile).exists():
+        raise ImageBuildFailed("the lists of the full image are in docker/sandbox of a checkout: run this from one")
+    key = content_key(variant)
+    if existing_key(name) == key:
+        progress(f"{name} is there and current")
         return False
-    if _run(["docker", "version"], 30).returncode != 0:
+    if run(["docker", "version"], 30).returncode != 0:
         raise ImageBuildFailed("no Docker engine answers")
-    if source == "registry" or (source == "auto" and _registry_reachable(progress)):
-        _build_from_registry(image, key, progress)
+    if source == "registry" or (source == "auto" and _registry_reachable(recipe.base, progress)):
+        _build_from_registry(recipe, name, key, progress)
+    elif variant == "full":
+        full_image.build_from_distribution(name, key, dockerfile_directory(), progress)
     else:
-        _build_from_distribution(image, key, progress)
-    progress(f"{image} is built")
+        progress(f"building from packages of {suite()} (about a minute)")
+        bootstrap(name, key, PACKAGES)
+    progress(f"{name} is built")
     return True
+
+
+def column(image: str, variant: Variant) -> Column:
+    """Return which column of the reference an image is held to."""
+    if variant == "slim":
+        return "slim"
+    return "registry" if label(image, ROUTE_LABEL) == "registry" else "distribution"
 
 
 @click.group()
 def main() -> None:
-    """Sandbox image."""
+    """Sandbox images."""
+
+
+_image = click.option("--image", help="Another name than the variant's own.")
+_variant = click.option("--variant", type=click.Choice(["slim", "full"]), default="slim", show_default=True)
+
+
+def _say(line: str) -> None:
+    click.echo(f"sandbox image: {line}", err=True)
 
 
 @main.command("build")
-@click.option("--image", default=IMAGE, show_default=True)
+@_image
+@_variant
 @click.option("--source", type=click.Choice(["auto", "registry", "distribution"]), default="auto", show_default=True)
-def build_command(image: str, source: Source) -> None:
+def build_command(image: str | None, variant: Variant, source: Source) -> None:
     """Build the image unless the engine has the current one."""
     try:
-        build(image, source=source, progress=lambda line: click.echo(f"sandbox image: {line}", err=True))
+        build(image, variant=variant, source=source, progress=_say)
     except ImageBuildFailed as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command("check")
+@_image
+@_variant
+def check_command(image: str | None, variant: Variant) -> None:
+    """Run the reference's commands in a sandbox of the image, as sessions have it."""
+    name = image or RECIPES[variant].image
+    rows = load(dockerfile_directory() / "reference.toml")
+
+    async def checked() -> list[str]:
+        with anyio.fail_after(CHECK_SECONDS):
+            return await failures(name, rows, column(name, variant), progress=_say)
+
+    if failed := anyio.run(checked):
+        raise click.ClickException("\n".join([f"{name} is not what it should be:", *failed]))
+    _say(f"{name} shows what the reference says")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,9 +56,15 @@ def places(data_dir: Path, run_dir: Path, id: str, generation: int) -> Places:  
     return Places(data_dir / "sandboxes" / key(id, generation), run_dir / key(id, generation))
 
 
-def environment(home: str, extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the commands' environment, built from nothing: package managers install below `home`."""
+def environment(home: str, extra: Mapping[str, str], image: Sequence[str] = ()) -> dict[str, str]:
+    """Return the commands' environment, built from nothing but what the `image` sets (`NAME=value`). Package managers install
+    below `home`, whose programs come first on PATH.
+    """
+    given = dict(variable.split("=", 1) for variable in image if "=" in variable)
+    searched = dict.fromkeys([*given.pop("PATH", "").split(":"), *_SYSTEM_PATH.split(":")])
+    own = (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")
     return {
+        **given,
         "HOME": home,
         "USER": "agent",
         "LOGNAME": "agent",
@@ -67,9 +73,7 @@ def environment(home: str, extra: Mapping[str, str]) -> dict[str, str]:
         "TERM": "dumb",
         "PAGER": "cat",
         "GIT_PAGER": "cat",
-        "PATH": ":".join(
-            [f"{home}/{part}" for part in (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")] + [_SYSTEM_PATH]
-        ),
+        "PATH": ":".join([*(f"{home}/{part}" for part in own), *(place for place in searched if place)]),
         # The root file system is read-only: pip falls back to the user's prefix and must be allowed to use
         # it.
         "PIP_BREAK_SYSTEM_PACKAGES": "1",

@@ -41,6 +41,7 @@ LINE_CHARS_MAX = 500
 MEMORY_BYTES = 4 * 1024**3
 PIDS = 1024
 CA_FILE = "/run/managed-agents-extra-ca.pem"
+SETTINGS_FILE = "/run/managed-agents-settings.sh"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 _TOOLS = {
@@ -90,7 +91,7 @@ def installs(packages: Packages) -> bool:
 
 def script(packages: Packages) -> str:
     """Return the shell text that installs everything, in order; it says which tool is at work."""
-    parts = [_CERTIFICATES]
+    parts = [f". {SETTINGS_FILE}\n", _CERTIFICATES]
     for manager in MANAGERS:
         if names := packages.get(manager):
             program, install = _TOOLS[manager]
@@ -198,10 +199,14 @@ class PackageImages:
         said = _Said(key, offline=self._settings.network == "none")
         await self._remove_container(key)
         begun = time.monotonic()
+        given = self._directory.with_name(f"packages-{key}.sh")
         logger.info("packages %s: installing %s", key, {manager: list(names) for manager, names in packages.items()})
         try:
+            _write_settings(given, self._settings.environment)
             async with _engine("create a container"):
-                container = await self._client.containers.create(self._container(base, packages), name=self._container_name(key))
+                container = await self._client.containers.create(
+                    self._container(base, packages, given), name=self._container_name(key)
+                )
             status = await self._run(container, said)
             if status != 0:
                 raise said.failure(f"failed with status {status}")
@@ -210,6 +215,7 @@ class PackageImages:
                     repository=REPOSITORY, tag=key, config={"Labels": self._labels(key), "Env": [], "Cmd": None}
                 )
         finally:
+            given.unlink(missing_ok=True)
             with anyio.CancelScope(shield=True):
                 await self._remove_container(key)
         logger.info("packages %s: installed in %.1f s", key, time.monotonic() - begun)
@@ -234,14 +240,16 @@ class PackageImages:
             "managed-agents.packages": key,
         }
 
-    def _container(self, base: str, packages: Packages) -> dict[str, Any]:
+    def _container(self, base: str, packages: Packages, given: Path) -> dict[str, Any]:
         settings = self._settings
-        binds = [] if settings.extra_ca is None else [f"{settings.extra_ca}:{CA_FILE}:ro"]
+        binds = [f"{given}:{SETTINGS_FILE}:ro"]
+        if settings.extra_ca is not None:
+            binds.append(f"{settings.extra_ca}:{CA_FILE}:ro")
         return {
             "Image": base,
             "Entrypoint": [],
             "Cmd": ["/bin/sh", "-c", script(packages)],
-            "Env": [f"{name}={value}" for name, value in settings.environment.items()],
+            "Env": [],
             "User": "0:0",
             "WorkingDir": "/",
             "Labels": {**self._labels(""), "managed-agents.sandbox": "packages", "managed-agents.generation": "0"},
@@ -296,6 +304,13 @@ class PackageImages:
                 raise
         logger.info("packages %s: image removed, nobody wanted it for long", key)
         return True
+
+
+def _write_settings(path: Path, environment: Mapping[str, str]) -> None:
+    """A file for the shell, because a commit keeps a container's variables, and sandboxes have what their image has."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
 
 
 def _try_lock(fd: int) -> bool:

@@ -12,6 +12,8 @@ PATH = Path(__file__).parents[3] / "docs" / "operations" / "crash-matrix.md"
 # Points that no worker passes while it does a session's work, and where they are tested.
 ELSEWHERE = {
     "hands.cloned": "tests/crash/test_docker.py",
+    "clone.stored": "tests/crash/test_docker.py",
+    "clone.recorded": "tests/crash/test_docker.py",
     "hands.restored": "tests/crash/test_sandbox_lost.py",
     "snapshot.stored": "tests/crash/test_sandbox_lost.py",
     "idempotency.committed": "tests/crash/test_idempotency.py",

@@ -281,8 +281,9 @@ PASSED: dict[str, tuple[int, ...]] = {
     "hands.output_stored": (0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1),
     "hands.output_recorded": (0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1),
     "turn.before_idle": (1, 1, 1, 3, 3, 1, 2, 1, 1, 1, 2),
-    "append.before_write": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
-    "append.before_commit": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
+    "append.before_write": (1, 1, 1, 3, 3, 3, 2, 1, 2, 1, 3),
+    "append.before_commit": (1, 1, 1, 3, 3, 3, 2, 1, 2, 1, 3),
+    "append.before_known": (2, 8, 8, 11, 5, 6, 8, 5, 6, 10, 4),
     "batch.committed": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
     "hints.before": (3, 9, 9, 14, 8, 9, 10, 6, 8, 11, 7),
 }

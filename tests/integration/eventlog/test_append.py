@@ -247,4 +247,4 @@ async def test_bodies_may_hold_what_jsonb_refuses(db: Database) -> None:
 
 
 def test_every_fault_point_of_the_log_is_registered() -> None:
-    assert {log.BEFORE_WRITE, log.BEFORE_COMMIT, batch.COMMITTED} <= set(faults.REGISTERED)
+    assert {log.BEFORE_WRITE, log.BEFORE_COMMIT, log.BEFORE_KNOWN, batch.COMMITTED} <= set(faults.REGISTERED)

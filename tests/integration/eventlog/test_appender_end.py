@@ -19,20 +19,25 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [leaf for inner in error.exceptions for leaf in leaves(inner)] if isinstance(error, BaseExceptionGroup) else [error]
 
 
-@pytest.mark.parametrize("point", [log.BEFORE_WRITE, log.BEFORE_COMMIT, COMMITTED])
-async def test_a_writer_that_fails_answers_whoever_waits(db: Database, point: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "known"),
+    [(log.BEFORE_WRITE, False), (log.BEFORE_COMMIT, False), (COMMITTED, False), (log.BEFORE_KNOWN, True), (COMMITTED, True)],
+)
+async def test_a_writer_that_fails_answers_whoever_waits(db: Database, point: str, known: bool) -> None:
     session_id, thread_id = await sessions.session(db, await sessions.workspace(db), owner="wrk_a")
     appender = Appender(db, lambda _rows: None)
     told: list[BaseException] = []
 
     async def write() -> None:
         with anyio.CancelScope(shield=True):
+            if known:
+                await appender.append(Append(session_id, [ev.span_start(thread_id)], "wrk_a", 0))
+            faults.arm(point, "raise")
             try:
                 await appender.append(Append(session_id, [ev.span_start(thread_id)], "wrk_a", 0))
             except AppendUncertain as error:
                 told.append(error)
 
-    faults.arm(point, "raise")
     with anyio.fail_after(10):
         with pytest.raises(BaseExceptionGroup) as raised:
             async with anyio.create_task_group() as group:
@@ -44,7 +49,7 @@ async def test_a_writer_that_fails_answers_whoever_waits(db: Database, point: st
             await appender.append(Append(session_id, [ev.span_start(thread_id)], "wrk_a", 0))
     async with db.transaction() as tx:
         written = (await tx.execute(text("SELECT count(*) FROM events"))).scalar_one()
-    assert written == (point == COMMITTED)
+    assert written == known + (point == COMMITTED)
 
 
 async def test_a_writer_that_is_cancelled_answers_whoever_waits(db: Database) -> None:

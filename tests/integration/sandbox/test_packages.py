@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from managed_agents.sandbox.backend import PackagesFailed
+from managed_agents.sandbox.distribution import run
 from managed_agents.sandbox.docker import DockerBackend
 from managed_agents.sandbox.local import LocalBackend
 from managed_agents.sandbox.packages import REPOSITORY, InstallSettings, PackageImages, script
@@ -139,7 +140,10 @@ async def test_packages_are_installed_once_and_shared(made: Bench, index: str) -
         sandbox = await backend.provision(replace(made.spec(), image=names[0]))
         shown = text(await sandbox.execute(new_call("bash", command="madetool; env | grep PIP_INDEX; cat /etc/hostname")))
         assert shown.startswith("madetool 1.0\n")
+        assert index not in shown  # nor in what an image gives to commands
+        shown = text(await sandbox.execute(new_call("bash", command="env")))
         assert index not in shown
+        assert index not in run(["docker", "image", "inspect", names[0]], 30).stdout
         # In use by a sandbox, an old image stays.
         assert await images_of(backend).collect(kept_seconds=-1) == []
         await sandbox.destroy()

@@ -44,3 +44,17 @@ def test_it_opens_nowhere_else_and_not_when_changed() -> None:
             SEALER.open(sealed[:index] + bytes([sealed[index] ^ 1]) + sealed[index + 1 :], "rows/1/token")
         with pytest.raises(SealBroken):
             SEALER.open(sealed[:index], "rows/1/token")
+
+
+def test_a_fingerprint_tells_secrets_apart_and_nothing_else() -> None:
+    mark = SEALER.fingerprint(SECRET, "workspace/url")
+    assert Sealer(Keys("ours"), "tests").fingerprint(SECRET, "workspace/url") == mark
+    others = [
+        SEALER.fingerprint(SecretStr("geheim"), "workspace/url"),
+        SEALER.fingerprint(SECRET, "workspace/other"),
+        SEALER.fingerprint(SecretStr("lgeheim ✓"), "workspace/ur"),
+        Sealer(Keys("theirs"), "tests").fingerprint(SECRET, "workspace/url"),
+        Sealer(Keys("ours"), "other").fingerprint(SECRET, "workspace/url"),
+        hashlib.sha256(SECRET.get_secret_value().encode()).hexdigest(),
+    ]
+    assert len({mark, *others}) == 1 + len(others)

@@ -71,7 +71,7 @@ async def mount(
         if isinstance(resource, GithubRepository):
             path = repositories.clone_path(resource, prefix)
             _check_overlap(path, taken, prefix)
-            await repositories.mount(tx, session_id, resource, path, at, sealing=sealing)
+            await repositories.mount(tx, workspace_id, session_id, resource, path, at, sealing=sealing)
             taken.append(path)
         else:
             await mount_file(tx, workspace_id, session_id, resource, prefix, at, taken=taken)

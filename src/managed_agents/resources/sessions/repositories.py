@@ -16,6 +16,7 @@ from sqlalchemy import insert, text
 
 from managed_agents.core import ids
 from managed_agents.core.errors import InvalidRequest
+from managed_agents.core.ids import WorkspaceId
 from managed_agents.db.engine import Tx
 from managed_agents.encryption.sealing import Sealing
 from managed_agents.resources.sessions.schemas import GithubRepository
@@ -35,7 +36,7 @@ ErrorType = Literal[
 ]
 
 _OF_SESSION = text("""
-    SELECT id, sandbox_path, body, sealed_token IS NOT NULL AS has_token FROM session_resources
+    SELECT id, sandbox_path, body, sealed_token IS NOT NULL AS has_token, token_fingerprint FROM session_resources
     WHERE session_id = :session_id AND type = 'github_repository' ORDER BY created_at, id
 """)
 _TOKEN = text("""
@@ -62,6 +63,7 @@ class Repository:
     branch: str | None = None
     sha: str | None = None
     has_token: bool = False
+    token_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,21 @@ def clone_path(wanted: GithubRepository, prefix: str) -> str:
     return path
 
 
-async def mount(tx: Tx, session_id: str, wanted: GithubRepository, path: str, at: datetime, *, sealing: Sealing) -> None:
+async def mount(
+    tx: Tx,
+    workspace_id: WorkspaceId,
+    session_id: str,
+    wanted: GithubRepository,
+    path: str,
+    at: datetime,
+    *,
+    sealing: Sealing,
+) -> None:
     """Record a repository at `path`, its token sealed."""
     resource_id = ids.new_id(ids.SESSION_RESOURCE)
-    sealed = None
+    columns = {}
     if wanted.authorization_token is not None:
-        sealed = sealing.seal(wanted.authorization_token, identity(resource_id))
+        columns = sealed_token(sealing, workspace_id, resource_id, wanted.url, wanted.authorization_token)
     await tx.execute(
         insert(RESOURCES).values(
             id=resource_id,
@@ -116,11 +127,21 @@ async def mount(tx: Tx, session_id: str, wanted: GithubRepository, path: str, at
                 "mount_path": path if wanted.mount_path is None else wanted.mount_path,
                 "checkout": None if wanted.checkout is None else wanted.checkout.model_dump(),
             },
-            sealed_token=sealed,
+            **columns,
             created_at=at,
             updated_at=at,
         )
     )
+
+
+def sealed_token(
+    sealing: Sealing, workspace_id: WorkspaceId, resource_id: str, url: str, given: SecretStr
+) -> dict[str, bytes | str]:
+    """The columns that hold a token: sealed, and as what it can be compared by."""
+    return {
+        "sealed_token": sealing.seal(given, identity(resource_id)),
+        "token_fingerprint": sealing.fingerprint(given, f"{workspace_id}/{url}"),
+    }
 
 
 async def of_session(tx: Tx, session_id: str) -> list[Repository]:
@@ -136,6 +157,7 @@ async def of_session(tx: Tx, session_id: str) -> list[Repository]:
                 branch=checkout.get("name"),
                 sha=checkout.get("sha"),
                 has_token=row.has_token,
+                token_fingerprint=row.token_fingerprint,
             )
         )
     return found

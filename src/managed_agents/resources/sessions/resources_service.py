@@ -93,9 +93,9 @@ async def rotate_token(
                 f'authorization_token: a "{row.type}" resource has no token; '
                 "only github_repository resources support token rotation"
             )
-        sealed = sealing.seal(command.authorization_token, repositories.identity(resource_id))
+        columns = repositories.sealed_token(sealing, workspace_id, resource_id, row.body["url"], command.authorization_token)
         changed = update(RESOURCES).where(RESOURCES.c.id == resource_id)
-        await tx.execute(changed.values(sealed_token=sealed, updated_at=head.at))
+        await tx.execute(changed.values(**columns, updated_at=head.at))
         return resource_json(await _select(tx, session_id, resource_id))
 
 

@@ -25,6 +25,8 @@ class SessionResourceRow(Base):
     file_id: Mapped[str | None] = mapped_column(Text)
     # Of a repository: its token, bound to this row (`encryption/sealing.py`).
     sealed_token: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # The same for the same token of a workspace and URL; null without a token, and in rows of releases that had no cached clones.
+    token_fingerprint: Mapped[str | None] = mapped_column(Text)
     body: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(INSTANT)
     updated_at: Mapped[datetime] = mapped_column(INSTANT)
@@ -114,6 +116,20 @@ class SandboxWaitRow(Base):
     host: Mapped[str] = mapped_column(Text, index=True)
     since: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
     seen_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
+
+
+class RepositoryCloneRow(Base):
+    """A cached clone: a git bundle of a repository as its host sent it to a session with this very token."""
+
+    __tablename__ = "repository_clones"
+
+    workspace_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    url: Mapped[str] = mapped_column(Text, primary_key=True)
+    token_fingerprint: Mapped[str] = mapped_column(Text, primary_key=True)  # empty: cloned without a token
+    sha256: Mapped[str] = mapped_column(Text, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
+    used_at: Mapped[datetime] = mapped_column(INSTANT, server_default=text("clock_timestamp()"))
 
 
 class PooledSandboxRow(Base):
