@@ -4,6 +4,8 @@ A server of these tests' own: what other tests share must not go away. Meanwhile
 words, and afterwards nothing was lost and nothing was done twice.
 """
 
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +19,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.db import databases
 from managed_agents.db.engine import Database
@@ -41,6 +44,9 @@ PASSWORD = "not-to-be-told"
 BACK_SECONDS_MAX = 15.0
 LOG_LINES_MAX = 25  # of one process in an outage, however long: each kind of trouble speaks once a minute
 MIB = 1024 * 1024
+ANOTHER_BACKEND = text(
+    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() LIMIT 1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +177,58 @@ async def test_restarts_do_not_count_as_deaths_of_workers(
         side = await cluster.appeared(script.SIDE)
         owner = await claimed(session_id, None)
         # As many deaths without progress would make it wait, alone among all sessions.
-        for _ in range(3):
-            await postgres.stop()
-            await postgres.start()
-            owner = await claimed(session_id, owner)
-        async with db.transaction() as tx:
-            query = text("SELECT crashes, not_before FROM sessions WHERE id = :id")
-            assert (await tx.execute(query, {"id": session_id})).one() == (0, None)
+        for way in ("stopped", "one process killed", "stopped"):
+            if way == "stopped":
+                await postgres.stop()
+                await postgres.start()
+            else:
+                # The server ends all connections and recovers, without being started anew.
+                async with db.transaction() as tx:
+                    os.kill((await tx.execute(ANOTHER_BACKEND)).scalar_one(), signal.SIGKILL)
+            owner = await claimed_again(claimed, session_id, owner)
+        assert await crashes(db, session_id) == (0, None)
         side.with_name(script.GO).touch()
         seen = await follower.idle()
     assert seen == await finished(session_id)
     assert side.read_text() == "ran\n"
+
+
+async def test_a_worker_that_does_not_come_back_with_postgres_counts(
+    cluster: Cluster, client: AsyncAnthropic, postgres: OwnPostgres, db: Database, claimed: Claimed, finished: Finished
+) -> None:
+    """A session may be what takes the whole host down."""
+    cluster.model.reply = script.gated_work
+    await cluster.api()
+    worker = cluster.worker()
+    session_id = await make_session(client)
+    async with following(client, session_id) as follower:
+        await say(client, session_id, "work")
+        side = await cluster.appeared(script.SIDE)
+        owner = await claimed(session_id, None)
+        await worker.kill()
+        await postgres.crash()
+        await postgres.start()
+        cluster.worker()
+        await claimed_again(claimed, session_id, owner)
+        assert await crashes(db, session_id) == (1, None)
+        side.with_name(script.GO).touch()
+        seen = await follower.idle()
+    assert seen == await finished(session_id)
+
+
+async def claimed_again(claimed: Claimed, session_id: str, owner: str) -> str:
+    """Wait for the next owner; the database may be away while we ask."""
+    while True:
+        try:
+            return await claimed(session_id, owner)
+        except (SQLAlchemyError, OSError):
+            await anyio.lowlevel.checkpoint()
+
+
+async def crashes(db: Database, session_id: str) -> tuple[int, object]:
+    async with db.transaction() as tx:
+        row = (await tx.execute(text("SELECT crashes, not_before FROM sessions WHERE id = :id"), {"id": session_id})).one()
+        return row.crashes, row.not_before
 
 
 def memory_bytes(pid: int) -> int:

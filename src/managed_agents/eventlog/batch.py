@@ -245,6 +245,9 @@ class Appender:
                     del heads[group.session_id]
                     skipped += [other for other in staged if other.session_id == group.session_id]
                     staged = [other for other in staged if other.session_id != group.session_id]
+            if heads:
+                # Not where a lock was waited for: the clock was read before that.
+                self._known.heard(max(head.at for head in heads.values()))
             versions = await self._write_heads(tx, heads, staged)
         self._keep(heads, versions)
         self._answer(staged)
@@ -273,7 +276,6 @@ class Appender:
         wanted = {group.session_id for group in staged}
         if not wanted:
             return {}
-        self._known.heard(max(heads[session_id].at for session_id in wanted))
         return await log.write(tx, [head for head in heads.values() if head.id in wanted])
 
     def _keep(self, heads: dict[str, log.Head], versions: dict[str, str]) -> None:

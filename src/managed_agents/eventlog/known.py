@@ -37,11 +37,16 @@ class KnownHeads:
             return None
         head, _ = found
         told, received = self._clock
-        head.at = told + timedelta(seconds=time.monotonic() - received)
+        head.at = told + timedelta(seconds=_now() - received)
         if head.last_processed_at is not None:
             head.at = max(head.at, head.last_processed_at)
         return found
 
     def heard(self, at: datetime) -> None:
         """Take the database's clock as it was told just now: the estimate is behind it by an answer's way at most."""
-        self._clock = at, time.monotonic()
+        self._clock = at, _now()
+
+
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

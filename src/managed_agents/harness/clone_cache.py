@@ -8,6 +8,7 @@ at the model's will has a part in what is recorded: no call was sent to any sand
 Every trouble in here only costs a transfer: the session clones from the host, or the next one does.
 """
 
+import hashlib
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -23,7 +24,7 @@ from managed_agents.harness.clone_script import BUNDLE_HEADER, NAMED, Kept
 from managed_agents.resources.sessions import clones
 from managed_agents.resources.sessions.clones import CachedClone, CloneKey
 from managed_agents.resources.sessions.repositories import Repository
-from managed_agents.sandbox.backend import Sandbox, SandboxError, SandboxGone, StaleEpoch
+from managed_agents.sandbox.backend import FileChanging, Sandbox, SandboxError, SandboxGone, StaleEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,6 @@ class CloneCache:
                     async with aclosing(_bundle(sandbox, repository, kept)) as bundle:
                         blob = await self.blobs.put(bundle, limits.CLONE_BYTES_MAX)
                 faults.reach(STORED)
-                if blob.sha256 != kept.sha256:
-                    logger.warning("clone of %s not kept: it has changed since it was cloned", repository.url)
-                    return
                 async with self.db.transaction() as tx:
                     await clones.record(tx, key, blob, bytes_max=self.bytes_max)
                 faults.reach(RECORDED)
@@ -97,16 +95,22 @@ class CloneCache:
 
 
 async def _bundle(sandbox: Sandbox, repository: Repository, kept: Kept) -> AsyncGenerator[bytes]:
-    """A git bundle of the clone's remote branches and tags, as the cloning script computed its digest.
+    """A git bundle of the clone's remote branches and tags, of the very digest that the cloning script computed.
 
-    Raises: SandboxError, BlobTooLarge.
+    Raises: SandboxError, BlobTooLarge; FileChanging at the end when the clone has changed since, so that nothing of it is stored.
     """
+    digest = hashlib.sha256()
     git = f"{repository.path}/.git"
     packed = bytearray()
     async for chunk in sandbox.take(git, "packed-refs"):
         packed += chunk
         if len(packed) > limits.CLONE_REFS_BYTES_MAX:
             raise BlobTooLarge
-    yield BUNDLE_HEADER + b"".join(line for line in packed.splitlines(keepends=True) if NAMED.match(line)) + b"\n"
+    head = BUNDLE_HEADER + b"".join(line for line in packed.splitlines(keepends=True) if NAMED.match(line)) + b"\n"
+    digest.update(head)
+    yield head
     async for chunk in sandbox.take(git, f"objects/pack/{kept.pack}"):
+        digest.update(chunk)
         yield chunk
+    if digest.hexdigest() != kept.sha256:
+        raise FileChanging("the clone has changed since it was made")

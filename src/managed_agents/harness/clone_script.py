@@ -45,7 +45,7 @@ _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
 _OPENING = r"""
     export LC_ALL=C GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=
     url=%(url)s
-    work=$(mktemp -d) || { echo "repository: clone"; exit 0; }
+    work=$(mktemp -d /tmp/%(id)s.XXXXXXXX) || { echo "repository: clone"; exit 0; }
     log=$work/log from=host kept=
     end() {
         tail -c 2000 "$log" | tr '\r' '\n'; rm -rf "$work"
@@ -64,6 +64,10 @@ _CLONE = (
     + _OPENING
     + r"""
     dir=%(path)s branch=%(branch)s sha=%(sha)s bundle=%(bundle)s known=%(known)d
+    if [ %(again)d = 1 ]; then
+        rm -rf "$dir"
+        for left in /tmp/%(id)s.*; do [ "$left" = "$work" ] || rm -rf "$left"; done
+    fi
     trap 'rm -f "$bundle"' EXIT
     from_bundle() {
         [ -z "$(ls -A "$dir" 2> /dev/null)" ] || return 1
@@ -124,24 +128,28 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Cloned:
-    """What became of a clone. `spoiled`: it was to come from a bundle, which was of no use."""
+    """What became of a clone. `spoiled`: it was to come from a bundle, which was of no use. `unfinished`: it was cut off."""
 
     state: State
     kept: Kept | None = None
     spoiled: bool = False
+    unfinished: bool = False
 
 
 def access(repository: Repository) -> str:
     """A script that asks the host whether the session may read the repository."""
-    return _ACCESS % {"url": shlex.quote(repository.url)}
+    return _ACCESS % {"id": repository.id, "url": shlex.quote(repository.url)}
 
 
-def clone(repository: Repository, *, bundle: str, known_bytes: int, keeps: bool) -> str:
+def clone(repository: Repository, *, bundle: str, known_bytes: int, keeps: bool, again: bool = False) -> str:
     """A script that clones a repository, from the file `bundle` as far as that goes when there is one, and removes the file.
 
-    It says what to keep, when `keeps` and that differs much in size from `known_bytes`.
+    It says what to keep, when `keeps` and that differs much in size from `known_bytes`. `again` removes first what a clone that
+    was cut off has left.
     """
     return _CLONE % {
+        "id": repository.id,
+        "again": again,
         "url": shlex.quote(repository.url),
         "path": shlex.quote(repository.path),
         "branch": shlex.quote(repository.branch or ""),
@@ -173,7 +181,7 @@ def read(repository: Repository, outcome: Outcome) -> Cloned:
     if error == "repository_clone_error":
         lines = [line.strip() for line in words.splitlines() if line.strip()]
         message += f" {' '.join(lines[-3:])[:MESSAGE_CHARS_MAX]}" if lines else ""
-    return Cloned(State(error, message), kept, spoiled)
+    return Cloned(State(error, message), kept, spoiled, found is None)
 
 
 def _error_of(said: str) -> ErrorType:

@@ -95,7 +95,7 @@ class Repositories:
         cloned = await self._run(sandbox, one, key, cached)
         faults.reach(CLONED)
         await self._record(sandbox.id, {one.id: cloned.state})
-        for call_id in (_access_id(one), _clone_id(one)):
+        for call_id in (_access_id(one), _clone_id(one), _plain_id(one)):
             await sandbox.ack(call_id)
         if key is not None and cached is not None and cloned.spoiled:
             await self._cache.drop(key, cached)
@@ -107,11 +107,11 @@ class Repositories:
     async def _run(self, sandbox: Sandbox, one: Repository, key: CloneKey | None, cached: CachedClone | None) -> Cloned:
         try:
             # A former owner's: what it was given, it may be reading.
-            outcome = await sandbox.collect(_clone_id(one), self._epoch)
-            return clone_script.read(one, outcome)
+            cloned = clone_script.read(one, await sandbox.collect(_clone_id(one), self._epoch))
+            return await self._plain(sandbox, one) if cloned.unfinished and key is not None else cloned
         except CallUnknown:
             pass
-        bundle = f"/tmp/{one.id}.bundle"  # in no snapshot, and gone when the clone is there
+        bundle = _bundle_path(one)
         if key is not None and cached is not None:
             asked = clone_script.access(one)
             answered = clone_script.read(one, await self._call(sandbox, _access_id(one), asked, ACCESS_SECONDS_MAX))
@@ -121,7 +121,17 @@ class Repositories:
                 cached = None
         known_bytes = cached.blob.size if cached is not None and cached.fresh else 0
         asked = clone_script.clone(one, bundle=bundle, known_bytes=known_bytes, keeps=key is not None)
-        return clone_script.read(one, await self._call(sandbox, _clone_id(one), asked, limits.TOOL_CALL_SECONDS_MAX))
+        cloned = clone_script.read(one, await self._call(sandbox, _clone_id(one), asked, limits.TOOL_CALL_SECONDS_MAX))
+        if cloned.unfinished and key is not None and cached is not None:
+            # Too slow, or too large beside the clone itself: so it would be in every session.
+            await self._cache.drop(key, cached)
+            return await self._plain(sandbox, one)
+        return cloned
+
+    async def _plain(self, sandbox: Sandbox, one: Repository) -> Cloned:
+        """Clone from the host alone, after a clone that was cut off. No command of the model's has run: what is there is ours."""
+        asked = clone_script.clone(one, bundle=_bundle_path(one), known_bytes=0, keeps=False, again=True)
+        return clone_script.read(one, await self._call(sandbox, _plain_id(one), asked, limits.TOOL_CALL_SECONDS_MAX))
 
     async def _call(self, sandbox: Sandbox, call_id: str, command: str, seconds: float) -> Outcome:
         asked = {"command": command, "timeout_ms": int(seconds * 1000)}
@@ -156,3 +166,11 @@ def _access_id(repository: Repository) -> str:
 
 def _clone_id(repository: Repository) -> str:
     return f"{repository.id}.clone"
+
+
+def _plain_id(repository: Repository) -> str:
+    return f"{repository.id}.plain"
+
+
+def _bundle_path(repository: Repository) -> str:
+    return f"/tmp/{repository.id}.bundle"  # in no snapshot, and gone when the clone is there

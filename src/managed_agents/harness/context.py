@@ -26,8 +26,9 @@ class Context:
     inbox: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
     # The budget was used up when last looked at; only new input can change that.
     at_cap: bool = False
-    # Whether the newest input is known: our last append saw none that we do not have, and nobody has told of any since.
+    # Whether the newest input is known: our last append saw none that we do not have, and nobody told of any since it was begun.
     current: bool = False
+    hints: int = 0
 
     def extend(self, events: Iterable[StoredEvent]) -> None:
         """Take events that follow the cursor, in order."""
@@ -66,9 +67,17 @@ class Context:
             async with db.autocommit() as tx:
                 await self._read_on(tx)
 
-    def committed(self, input_seq: int | None) -> None:
-        """An append of ours was committed, with the session's input at `input_seq`."""
-        self.current = input_seq == self.input_seq
+    def hinted(self) -> None:
+        """Somebody says that there is new input."""
+        self.hints += 1
+        self.current = False
+
+    def committed(self, input_seq: int | None, hints: int) -> None:
+        """An append of ours was committed, with the session's input at `input_seq`; it was begun after so many `hints`.
+
+        A hint that came since may be of input that the append did not see, whoever of the two is heard first.
+        """
+        self.current = input_seq == self.input_seq and hints == self.hints
 
     async def refresh(self, db: Database) -> None:
         """Read the newest input, unless it is known: `input_seq` first, so that an older figure is the worst that can happen.

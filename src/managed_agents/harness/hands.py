@@ -113,7 +113,7 @@ class SessionHands:
         self._outputs = outputs.Outputs(hands.db, hands.blobs, self._workspace_id, self._session_id)
         self._mounts = Mounts(hands.db, hands.blobs, self._session_id)
         self._unprepared: PackagesFailed | None = None
-        self._told = False
+        self._told: dict[str, str] = {}  # of outcomes with a note: call → sandbox
         self._used = False
         self.on_wait: Callable[[str], Awaitable[None]] | None = None
 
@@ -139,6 +139,7 @@ class SessionHands:
         Raises:
             StaleEpoch: another worker owns the session.
         """
+        sandbox: Sandbox | None = None
         try:
             sandbox = await self._open(calling=True)
             await self._mount(sandbox)
@@ -146,14 +147,14 @@ class SessionHands:
             await self._use()
             faults.reach(BEFORE_CALL)
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
-            return self._noted(await self._asked(sandbox, asked))
+            return self._noted(call.event_id, await self._asked(sandbox, asked))
         except StaleEpoch:
             raise
         except PackagesFailed as error:
             return _error(str(error))
         except SandboxGone as error:
             logger.warning("sandbox of %s is gone: %s", self._session_id, error)
-            await self._forget()
+            await self._forget(sandbox)
             return _error(CRASHED)
         except SandboxError as error:
             return _error(f"The sandbox could not run this call: {error}. Please retry.")
@@ -165,7 +166,8 @@ class SessionHands:
             # It may have run, and the sandbox may be there again when the next call looks for it.
             logger.warning("sandbox of %s cannot be reached: %s", self._session_id, error)
             async with self._opening:
-                self._sandbox = None
+                if self._sandbox is sandbox:
+                    self._sandbox = None
             return _error(CRASHED)
 
     async def _use(self) -> None:
@@ -176,11 +178,11 @@ class SessionHands:
                 await bindings.touch(tx, self._binding.sandbox_id)
             self._binding = replace(self._binding, used=True)
 
-    def _noted(self, outcome: Outcome) -> Outcome:
-        """Tell the model what became of the sandbox before, with the first outcome of this one."""
+    def _noted(self, call_id: str, outcome: Outcome) -> Outcome:
+        """Tell the model what became of the sandbox before, with each outcome of this one until it is in the log."""
         if self._binding is None or self._binding.note is None:
             return outcome
-        self._told = True
+        self._told[call_id] = self._binding.sandbox_id
         note, content = self._binding.note, list(outcome.content)
         if content[0]["type"] == "text":
             content[0] = {**content[0], "text": f"{note}\n{content[0]['text']}"}
@@ -211,7 +213,8 @@ class SessionHands:
 
     async def _acknowledge(self, tool_use_id: str) -> None:
         try:
-            if self._told and (binding := self._binding) is not None and binding.note is not None:
+            told, binding = self._told.pop(tool_use_id, None), self._binding
+            if told is not None and binding is not None and binding.note is not None and binding.sandbox_id == told:
                 async with self._hands.db.autocommit() as tx:
                     await bindings.told(tx, binding.sandbox_id)
                 if self._binding is binding:
@@ -324,8 +327,11 @@ class SessionHands:
                 self._sandbox = await self._attach(wake=False)
             return self._sandbox
 
-    async def _forget(self) -> None:
+    async def _forget(self, gone: Sandbox | None) -> None:
+        """Give up the sandbox that is gone, None where there was none to attach to; not one that another call has made since."""
         async with self._opening:
+            if self._sandbox is not gone:
+                return
             self._sandbox = None
             if self._binding is not None:
                 async with self._hands.db.transaction() as tx:

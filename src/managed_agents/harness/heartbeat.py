@@ -35,6 +35,7 @@ async def live(database_url: str, *, host: str, ttl_seconds: float, work: Callab
     Returns when `work` returns. Cancelling it unregisters the worker, so that its sessions are free at once.
     """
     trouble = Trouble(logger)
+    former: str | None = None
     while True:
         try:
             connection = await connect(database_url)
@@ -44,14 +45,19 @@ async def live(database_url: str, *, host: str, ttl_seconds: float, work: Callab
             continue
         trouble.over("the database is back for the heartbeat")
         try:
-            if await _live_once(connection, host=host, ttl_seconds=ttl_seconds, work=work):
+            if former is not None:
+                # We are alive: what we had did not kill us, and must not count as if it had.
+                await _unregister(connection, former)
+            former = ids.new_id(ids.WORKER)
+            if await _live_once(connection, former, host=host, ttl_seconds=ttl_seconds, work=work):
                 return
         finally:
             connection.terminate()
 
 
-async def _live_once(connection: Any, *, host: str, ttl_seconds: float, work: Callable[[str], Awaitable[None]]) -> bool:
-    worker_id = ids.new_id(ids.WORKER)
+async def _live_once(
+    connection: Any, worker_id: str, *, host: str, ttl_seconds: float, work: Callable[[str], Awaitable[None]]
+) -> bool:
     # The lock first, then the row: a row without its lock is a dead worker.
     lock_key: int = await connection.fetchval("SELECT nextval(pg_get_serial_sequence('workers', 'lock_key'))")
     await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, lock_key)

@@ -53,9 +53,10 @@ class Journal:
             taken=taken,
             rest=rest,
         )
+        hints = self._context.hints
         with anyio.CancelScope(shield=True):
             await self._appender.append(append)
-        self._context.committed(append.input_seq)
+        self._context.committed(append.input_seq, hints)
         return append.stored
 
     async def log(
@@ -79,6 +80,7 @@ class Journal:
         try:
             await self.append(events, taken=taken, rest=rest, expect_input_seq=expected, within_budget=within_budget)
         except NewInput:
+            self._context.current = False
             return False
         return True
 

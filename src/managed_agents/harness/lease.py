@@ -9,7 +9,7 @@ A session may be what killed its worker. Each death (and each failure of the har
 counts; the next try waits longer, and a suspect, a session that has seen `SUSPECT_CRASHES` of them, is only run while no other
 suspect is: so the one that kills is found out, and those that merely ran beside it get their chance to make progress. After
 `limits.CRASHES_MAX` the turn is given up (`giving_up.py`). A restart of Postgres takes every worker's lock and is no death of
-theirs: it frees all sessions and counts for none.
+theirs: those that live on free their own sessions, which counts for nothing, and the others get a moment to do so.
 
 Claim order, where more waits than there is room for: turns are dealt to workspaces like cards. A session's place is the number
 of sessions of its workspace that run anywhere or have waited longer; the lowest place is claimed first, so a workspace with
@@ -29,6 +29,7 @@ from managed_agents.db.engine import Tx
 
 SUSPECT_CRASHES = 2
 HOST_CHANCE_SECONDS = 2.0  # for the host of a stopped sandbox, which starts faster than it is restored
+RESTART_GRACE_SECONDS = 5.0  # for workers to come back to a Postgres that was restarted
 LOCK_CLASS = 0x6D61  # first key of the two-key advisory locks: ours, among whatever else uses the database
 
 _CLAIMABLE = """
@@ -74,7 +75,15 @@ _CLAIM = text(f"""
 # By owner, not by dead worker: a worker that was buried but has not noticed yet can still claim, and nobody would ever look
 # for its sessions. The owner is compared again under the row's lock, because `living` is as old as the statement.
 _FREE_DEAD = text("""
-    WITH living AS (
+    WITH server AS (
+        -- After the crash of one of its processes the server starts all of them again, the checkpointer too.
+        SELECT greatest(pg_postmaster_start_time(),
+            (SELECT max(backend_start) FROM pg_stat_activity WHERE backend_type = 'checkpointer')) AS started),
+    waited_for AS (
+        -- Every lock went with the former server. Workers that live on say so themselves, and free what they had.
+        SELECT w.id FROM workers w, server WHERE w.heartbeat_at < server.started
+          AND clock_timestamp() BETWEEN server.started AND server.started + make_interval(secs => :grace)),
+    living AS (
         SELECT w.id FROM workers w
         WHERE w.heartbeat_at >= clock_timestamp() - make_interval(secs => :ttl)
           AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = :lock_class
@@ -83,21 +92,20 @@ _FREE_DEAD = text("""
     orphaned AS (
         -- A frozen worker may hold rows in an open transaction: those are left until the server has ended it, and they
         -- must not keep the others waiting.
-        SELECT id, owner,
-            -- A worker that was not heard since the server itself started has lost its lock with the former one.
-            coalesce((SELECT heartbeat_at < pg_postmaster_start_time() FROM workers w WHERE w.id = owner), false) AS restarted
-        FROM sessions WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM living)
+        SELECT id, owner FROM sessions WHERE owner IS NOT NULL
+            AND owner NOT IN (SELECT id FROM living) AND owner NOT IN (SELECT id FROM waited_for)
         FOR UPDATE SKIP LOCKED),
     freed AS (
-        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1, crashes = s.crashes + CASE WHEN o.restarted THEN 0 ELSE 1 END,
+        UPDATE sessions s SET owner = NULL, epoch = s.epoch + 1, crashes = s.crashes + 1,
             -- The first death is nobody's fault: somebody else goes on at once.
-            not_before = CASE WHEN s.crashes > 0 AND NOT o.restarted THEN clock_timestamp() + make_interval(secs =>
+            not_before = CASE WHEN s.crashes > 0 THEN clock_timestamp() + make_interval(secs =>
                 least(:delay_max, 2 ^ (s.crashes - 1)) * (0.5 + random() / 2)) END
         FROM orphaned o
         WHERE s.id = o.id AND s.owner = o.owner RETURNING s.id),
     buried AS (
         DELETE FROM workers WHERE id IN (
-            SELECT id FROM workers WHERE id NOT IN (SELECT id FROM living) FOR UPDATE SKIP LOCKED))
+            SELECT id FROM workers WHERE id NOT IN (SELECT id FROM living) AND id NOT IN (SELECT id FROM waited_for)
+            FOR UPDATE SKIP LOCKED))
     SELECT id FROM freed
 """)
 # A plain statement: what failed may be the harness, or anything that an append would fold. The wake-up stays as it was, so a
@@ -171,7 +179,13 @@ async def free_dead(tx: Tx, *, ttl_seconds: float) -> list[str]:
     A worker is dead when its heartbeat is older than `ttl_seconds`, its advisory lock is gone, or its row is.
     """
     rows = await tx.execute(
-        _FREE_DEAD, {"ttl": ttl_seconds, "lock_class": LOCK_CLASS, "delay_max": limits.CRASH_DELAY_SECONDS_MAX}
+        _FREE_DEAD,
+        {
+            "ttl": ttl_seconds,
+            "lock_class": LOCK_CLASS,
+            "delay_max": limits.CRASH_DELAY_SECONDS_MAX,
+            "grace": RESTART_GRACE_SECONDS,
+        },
     )
     return [row.id for row in rows]
 

@@ -91,7 +91,7 @@ class SessionRunner:
 
     def notify(self) -> None:
         """New input arrived for this session."""
-        self._context.current = False
+        self._context.hinted()
         self._changes.notify()
 
     def drain(self) -> None:
@@ -368,6 +368,7 @@ class SessionRunner:
             # An answer that the API has logged meanwhile would be the second result of its call.
             await self._journal.log(events, step.taken, expect_input_seq=self._context.input_seq)
         except NewInput:
+            self._context.current = False
             return False
         faults.reach(TURN_CLOSED)
         return False

@@ -335,7 +335,7 @@ class DockerBackend:
         filters = {"label": [f"{LABEL}.installation={self._installation}", *labels]}
         async with _engine("list containers"):
             containers = await self._client.containers.list(all=1, filters=json.dumps(filters))
-        return [_labelled(container) for container in containers if f"{LABEL}.part" not in container["Labels"]]
+        return [_labelled(container) for container in containers if _is_sandbox(container["Labels"])]
 
     # removing
 
@@ -411,6 +411,11 @@ def split_key(name: str) -> tuple[str, int] | None:
     """Return id and generation of a directory's name, None for what is not a sandbox's."""
     id, dot, generation = name.rpartition(".")  # noqa: A001
     return (id, int(generation)) if dot and id and generation.isdigit() else None
+
+
+def _is_sandbox(labels: Mapping[str, str]) -> bool:
+    """Leave out what holds a sandbox's volumes, and installs of packages. Every container also bears the labels of its image."""
+    return labels.get(f"{LABEL}.part") != "volumes" and labels.get(f"{LABEL}.sandbox") != "packages"
 
 
 def _labelled(container: DockerContainer) -> Labelled:

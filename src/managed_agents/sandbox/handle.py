@@ -65,10 +65,13 @@ class RunnerSandbox:
         deadline: float | None = None
         pause, fresh = 0.0, False
         while True:
+            begun = anyio.current_time()
             try:
                 async with self._client.exchange(fresh=fresh) as exchange:
                     return await attempt(exchange)
             except RunnerLost as lost:
+                if anyio.current_time() - begun > RECONNECT_SECONDS_MAX:
+                    deadline, pause, fresh = None, 0.0, False  # it was reached in between: another loss
                 deadline = deadline or anyio.current_time() + RECONNECT_SECONDS_MAX
                 await self._judge(lost, ask=fresh, late=anyio.current_time() > deadline)
             fresh = True

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from managed_agents.sandbox.backend import Call, Limits, Sandbox, SandboxKey, SandboxSpec
@@ -74,6 +75,9 @@ def load(path: Path) -> list[Row]:
     return [Row.model_validate(row) for row in tomllib.loads(path.read_text())["row"]]
 
 
+CLEAN_UP_SECONDS_MAX = 60.0
+
+
 async def failures(image: str, rows: Sequence[Row], column: Column, *, progress: Progress) -> list[str]:
     """Run every row's command in a sandbox of `image` and say what is not as it should be. Raises: SandboxError."""
     directory = Path(tempfile.mkdtemp(prefix="ma-image-", dir="/tmp"))
@@ -84,8 +88,10 @@ async def failures(image: str, rows: Sequence[Row], column: Column, *, progress:
         sandbox = await backend.provision(SandboxSpec("sbx_check", 1, image, limits))
         return await _shown(sandbox, rows, column, progress)
     finally:
-        await backend.collect_orphans(_nothing_known)
-        await backend.aclose()
+        # Also when the check's bound struck, and cancelled what was under way.
+        with anyio.move_on_after(CLEAN_UP_SECONDS_MAX, shield=True):
+            await backend.collect_orphans(_nothing_known)
+            await backend.aclose()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -106,7 +112,8 @@ async def _shown(sandbox: Sandbox, rows: Sequence[Row], column: Column, progress
             if not good:
                 failed.append(f"{row.property}: {row.name}: not /{pattern}/ but: {said[:OUTPUT_CHARS_TOLD].strip()}")
     finally:
-        await sandbox.destroy()
+        with anyio.move_on_after(CLEAN_UP_SECONDS_MAX, shield=True):
+            await sandbox.destroy()
     return failed
 
 

@@ -285,6 +285,7 @@ class PackageImages:
                 if not _try_lock(fd):
                     continue  # an install is under way
                 await self._remove_container(path.name)
+                self._directory.with_name(f"packages-{path.name}.sh").unlink(missing_ok=True)
                 if time.time() - os.fstat(fd).st_mtime > kept_seconds and await self._remove_image(path.name):
                     removed.append(path.name)
             finally:

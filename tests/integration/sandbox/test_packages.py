@@ -144,6 +144,12 @@ async def test_packages_are_installed_once_and_shared(made: Bench, index: str) -
         shown = text(await sandbox.execute(new_call("bash", command="env")))
         assert index not in shown
         assert index not in run(["docker", "image", "inspect", names[0]], 30).stdout
+        # Containers bear the labels of their image, which was one of an install: it is a sandbox all the same.
+        assert [(found.id, found.running) for found in await backend.list()] == [(sandbox.id, True)]
+        await sandbox.stop()
+        attached = await another.attach(sandbox.id)
+        assert text(await attached.execute(new_call("bash", command="madetool"))) == "madetool 1.0\n"
+        await attached.aclose()
         # In use by a sandbox, an old image stays.
         assert await images_of(backend).collect(kept_seconds=-1) == []
         await sandbox.destroy()

@@ -1,5 +1,9 @@
 """What a cloning script says is read from its own last lines, whatever a git host has it print before."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from managed_agents.harness import clone_script
@@ -38,6 +42,26 @@ def test_one_that_was_ended_has_no_last_lines() -> None:
     assert said.state.error == "repository_clone_error"
     assert said.state.message.endswith("could not be cloned. Cloning The command timed out.")
     assert said.kept is None
+    assert said.unfinished
+    assert not read("\nfrom: host\nkept:\nrepository: clone\n").unfinished
+
+
+def test_a_clone_that_was_cut_off_is_made_again_beside_nothing_of_the_first(tmp_path: Path) -> None:
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(origin)]
+    subprocess.run(["git", "init", "-q", str(origin)], check=True, timeout=30)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True, timeout=30)
+    id_ = f"sesrsc_{tmp_path.name}{os.getpid()}"
+    one = Repository(id_, str(origin), str(clone))
+    left = [Path(f"/tmp/{id_}.bundle"), Path(f"/tmp/{id_}.abcdefgh"), clone / "half" / "of it"]
+    for path in left:
+        path.mkdir(parents=True)
+    command = clone_script.clone(one, bundle=str(left[0]), known_bytes=0, keeps=False, again=True)
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert read(said).state == State()
+    assert (clone / ".git").is_dir()
+    assert not [path for path in left if path.exists()]
+    assert not list(Path("/tmp").glob(f"{id_}.*"))
 
 
 def test_names_cannot_leave_their_quotes() -> None:

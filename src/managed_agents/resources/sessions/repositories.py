@@ -26,7 +26,6 @@ WORKSPACE = "/workspace"
 HOME = "/home/agent"
 PATH_CHARS_MAX = 1024
 NAME_BYTES_MAX = 255
-# What makes a checkout of a working tree; nothing is mounted inside.
 ErrorType = Literal[
     "repository_authentication_error",
     "repository_forbidden_error",

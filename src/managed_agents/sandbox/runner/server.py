@@ -154,6 +154,9 @@ class Connection:
             self._streams.pop(stream.number, None)
 
 
+CHILD_ANSWERS = ("file", "data", "ok", "error")
+
+
 class Runner:
     """The operations."""
 
@@ -299,7 +302,9 @@ class Runner:
             while more:
                 frame, body = await channel.receive()
                 more = bool(frame.get("more"))
-                answer: frames.Header = {"op": str(frame.get("op")), "more": more}
+                if (operation := frame.get("op")) not in CHILD_ANSWERS:
+                    raise ChildFailed("failed", "the transfer's process was tampered with")
+                answer: frames.Header = {"op": str(operation), "more": more}
                 if isinstance(frame.get("size"), int):
                     answer["size"] = frame["size"]
                 await stream.send(answer, body)
