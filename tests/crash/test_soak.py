@@ -124,13 +124,16 @@ async def soak(
         await until(lambda: _at_most(left(), 0), seconds=size.seconds_max)
         group.cancel_scope.cancel()
     seconds = time.monotonic() - started
-    again = 0
+    again = unreached = 0
     for session_id in session_ids:
         listed = await finished(session_id)
         results = [event for event in listed if event["type"] == "agent.tool_result"]
         assert len(results) == size.calls
         assert results[-1]["content"][0]["text"].split() == [str(number) for number in range(size.calls - 1)]
-        assert not [event for event in listed if event["type"] == "session.error"]
+        told = [event["error"] for event in listed if event["type"] == "session.error"]
+        # The scripted model shares the machine with all of this, and may be slow to answer the phone.
+        assert not [error for error in told if not error["message"].startswith("No connection to the model endpoint")], told
+        unreached += len(told)
         again += sum(event["type"] == "span.model_request_end" and event["is_error"] for event in listed)
     return {
         "sessions": size.sessions,
@@ -141,6 +144,7 @@ async def soak(
         "connections cut": cut,
         "restarts of Postgres": restarts,
         "model requests asked again": again,
+        "model not reached at first": unreached,
         "peak MiB of this process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

@@ -40,6 +40,7 @@ _WORKER = (
     *_named("sandbox"),
     "host_name",
     *_named("packages"),
+    *_named("repository"),
     *_named("web"),
     "local_sandbox_unsafe",
     "extra_ca",

@@ -5,9 +5,11 @@ fault point goes up through all of it, as any bug below the supervisor of turns 
 """
 
 import json
+import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,14 @@ class Run:
             if json.loads(record.read_text())["session_id"] == self.session_id:
                 found += record.parent.glob(f"workspace/{name}")
         return found
+
+    def remove_sandboxes(self) -> None:
+        """Kill and remove what the session had: there are more cases than a host gives places."""
+        for record in self.rig.cluster.data_dir.glob("sandboxes/*/sandbox.json"):
+            if json.loads(record.read_text())["session_id"] == self.session_id:
+                with suppress(ProcessLookupError, FileNotFoundError):
+                    os.kill(int((record.parent / "pid").read_text()), signal.SIGKILL)
+                shutil.rmtree(record.parent, ignore_errors=True)
 
     async def appeared(self, name: str) -> Path:
         return (await until(lambda: self.files(name)))[0]

@@ -108,6 +108,7 @@ async def disturbed(rig: Rig, name: str, end_a_worker: Callable[[], Awaitable[No
         listed = await rig.finished(run)
     assert compared(scenario, run, listed) == expected
     check_side_effects(scenario, run)
+    run.remove_sandboxes()
 
 
 @pytest.mark.full
