@@ -60,7 +60,7 @@ class Writer:
             task_status.started()
             await anyio.sleep_forever()
 
-        await heartbeat.live(self._url, ttl_seconds=TTL_SECONDS, work=work)
+        await heartbeat.live(self._url, host="bench", ttl_seconds=TTL_SECONDS, work=work)
 
     async def own(self, session_id: str) -> str:
         """Take the session. Returns its thread."""
