@@ -57,21 +57,21 @@ class Run:
         idle = [event for event in events if event["type"] == "session.status_idle"][wait - 1]
         return [event for event in events if event["id"] in idle["stop_reason"].get("event_ids", [])]
 
+    def sandboxes(self) -> list[Path]:
+        """Where the sandboxes are that the session has or had. One that is being made is not written down in full yet."""
+        homes = [marker.parent for marker in self.rig.cluster.data_dir.glob("sandboxes/*/ready")]
+        return [home for home in homes if json.loads((home / "sandbox.json").read_text())["session_id"] == self.session_id]
+
     def files(self, name: str) -> list[Path]:
         """Files of this name in the workspaces that the session has or had."""
-        found: list[Path] = []
-        for record in self.rig.cluster.data_dir.glob("sandboxes/*/sandbox.json"):
-            if json.loads(record.read_text())["session_id"] == self.session_id:
-                found += record.parent.glob(f"workspace/{name}")
-        return found
+        return [path for home in self.sandboxes() for path in home.glob(f"workspace/{name}")]
 
     def remove_sandboxes(self) -> None:
         """Kill and remove what the session had: there are more cases than a host gives places."""
-        for record in self.rig.cluster.data_dir.glob("sandboxes/*/sandbox.json"):
-            if json.loads(record.read_text())["session_id"] == self.session_id:
-                with suppress(ProcessLookupError, FileNotFoundError):
-                    os.kill(int((record.parent / "pid").read_text()), signal.SIGKILL)
-                shutil.rmtree(record.parent, ignore_errors=True)
+        for home in self.sandboxes():
+            with suppress(ProcessLookupError, FileNotFoundError):
+                os.kill(int((home / "pid").read_text()), signal.SIGKILL)
+            shutil.rmtree(home, ignore_errors=True)
 
     async def appeared(self, name: str) -> Path:
         return (await until(lambda: self.files(name)))[0]
