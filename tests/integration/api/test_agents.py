@@ -1,5 +1,6 @@
 """Agents through the SDK."""
 
+import json
 from typing import Any
 
 import anthropic
@@ -247,6 +248,49 @@ async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: Asyn
             {"type": "read", "name": "read", "enabled": False, "permission_policy": {"type": "always_ask"}},
         ],
     }
+
+
+@pytest.mark.requirement("AGT-052")
+async def test_the_order_of_a_schemas_keys_is_kept_wherever_it_is_shown(client: AsyncAnthropic) -> None:
+    schema = {
+        "title": "first",
+        "required": ["z"],
+        "properties": {"z": {"type": "string", "description": "d", "default": 1}, "a": {"enum": [], "type": "null"}},
+        "type": "object",
+        "$comment": "last",
+    }
+    agents, sessions = client.beta.agents, client.beta.sessions
+    agent = await agents.create(name="A", model="m", tools=[{**CUSTOM, "input_schema": schema}])  # pyright: ignore
+    environment = await client.beta.environments.create(name="e")
+    session = await sessions.create(agent=agent.id, environment_id=environment.id)
+    (version,) = [each async for each in agents.versions.list(agent.id)]
+    (listed,) = [each async for each in agents.list()]
+    (thread,) = [each async for each in sessions.threads.list(session.id)]
+    written = json.dumps(schema)
+    for shown in (
+        agent,
+        await agents.retrieve(agent.id),
+        version,
+        listed,
+        session.agent,
+        (await sessions.retrieve(session.id)).agent,
+        thread.agent,
+    ):
+        assert json.dumps(shown.to_dict()["tools"][0]["input_schema"]) == written  # pyright: ignore
+
+    # Another order is another schema to the model, and true is not 1.
+    turned = {key: schema[key] for key in reversed(schema)}
+    other = json.loads(written.replace('"default": 1', '"default": true'))
+    for number, changed in enumerate((turned, other), 2):
+        tools: Any = [{**CUSTOM, "input_schema": changed}]
+        updated = await agents.update(agent.id, tools=tools)
+        assert updated.version == number
+        assert json.dumps(updated.to_dict()["tools"][0]["input_schema"]) == json.dumps(changed)  # pyright: ignore
+        assert await agents.update(agent.id, tools=tools) == updated
+        replaced = await sessions.update(session.id, agent={"tools": tools})
+        assert json.dumps(replaced.agent.to_dict()["tools"][0]["input_schema"]) == json.dumps(changed)  # pyright: ignore
+        again = await sessions.update(session.id, agent={"tools": tools})
+        assert again.updated_at == replaced.updated_at
 
 
 @pytest.mark.requirement("AGT-051")

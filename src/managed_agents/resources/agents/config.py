@@ -172,8 +172,18 @@ def _resolve_custom(tool: CustomTool, names: set[str], path: str) -> ResolvedCus
     if tool.name in names:
         raise InvalidRequest(f'{path}.name: duplicate tool name "{tool.name}"')
     names.add(tool.name)
-    schema = tool.input_schema.model_dump(exclude_unset=True)
-    return ResolvedCustomTool(type=tool.type, name=tool.name, description=tool.description, input_schema=schema)
+    return ResolvedCustomTool(
+        type=tool.type, name=tool.name, description=tool.description, input_schema=tool.input_schema.as_sent
+    )
+
+
+def same_tools(left: Sequence[ResolvedTool], right: Sequence[ResolvedTool]) -> bool:
+    """Say whether two lists of tools are the same for a model too: to Python, `1` is `True`, and the order of keys nothing."""
+    return left == right and _written_schemas(left) == _written_schemas(right)
+
+
+def _written_schemas(tools: Sequence[ResolvedTool]) -> list[bytes]:
+    return [orjson.dumps(tool["input_schema"]) for tool in tools if tool["type"] == "custom"]
 
 
 def _resolve_toolset(tool: AgentToolset, custom_tools: Sequence[str], path: str) -> ResolvedToolset:

@@ -21,6 +21,7 @@ from managed_agents.eventlog import fold
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.agents import service as agents
+from managed_agents.resources.agents.config import same_tools
 from managed_agents.resources.environments import service as environments
 from managed_agents.resources.sessions import budgets, inputs, mounts
 from managed_agents.resources.sessions.present import session_json
@@ -138,7 +139,7 @@ class Sessions:
                     raise InvalidRequest(
                         f"agent: tools and mcp_servers of session {session_id} can only be changed while it is idle"
                     )
-                if agent != stored.agent:
+                if agent != stored.agent or not same_tools(agent["tools"], stored.agent["tools"]):
                     changed["agent"] = agent
             resumes = False
             if "budget" in sent and budgets.change(head, body.budget):
