@@ -200,6 +200,8 @@ BAD_FORMS = [
     ("body: ", b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--\r\n"),
     ("file: filename: not valid UTF-8", FILE_PART.replace(b'"a"', b'"\xff"') + b"--b--\r\n"),
     ("body: malformed", b"nonsense"),
+    ("body: malformed", FILE_PART.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 4096 + b"\r\n\r\n") + b"--b--\r\n"),
+    ("body: malformed", FILE_PART.replace(b"\r\n\r\n", b"\r\nX: x" * 8 + b"\r\n\r\n") + b"--b--\r\n"),
     ("body: ", b""),
 ]
 
