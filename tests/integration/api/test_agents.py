@@ -5,6 +5,7 @@ from typing import Any
 
 import anthropic
 import anyio
+import httpx
 import pytest
 from anthropic import AsyncAnthropic
 
@@ -251,7 +252,8 @@ async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: Asyn
 
 
 @pytest.mark.requirement("AGT-052")
-async def test_the_order_of_a_schemas_keys_is_kept_wherever_it_is_shown(client: AsyncAnthropic) -> None:
+async def test_the_order_of_a_schemas_keys_is_kept_wherever_it_is_shown(raw: httpx.AsyncClient, served: Served) -> None:
+    """Over plain HTTP: the SDK's own objects show the keys that it knows first."""
     schema = {
         "title": "first",
         "required": ["z"],
@@ -259,38 +261,41 @@ async def test_the_order_of_a_schemas_keys_is_kept_wherever_it_is_shown(client: 
         "type": "object",
         "$comment": "last",
     }
-    agents, sessions = client.beta.agents, client.beta.sessions
-    agent = await agents.create(name="A", model="m", tools=[{**CUSTOM, "input_schema": schema}])  # pyright: ignore
-    environment = await client.beta.environments.create(name="e")
-    session = await sessions.create(agent=agent.id, environment_id=environment.id)
-    (version,) = [each async for each in agents.versions.list(agent.id)]
-    (listed,) = [each async for each in agents.list()]
-    (thread,) = [each async for each in sessions.threads.list(session.id)]
-    written = json.dumps(schema)
-    for shown in (
-        agent,
-        await agents.retrieve(agent.id),
-        version,
-        listed,
-        session.agent,
-        (await sessions.retrieve(session.id)).agent,
-        thread.agent,
-    ):
-        assert json.dumps(shown.to_dict()["tools"][0]["input_schema"]) == written  # pyright: ignore
+
+    async def ask(method: str, path: str, body: Any = None) -> Any:
+        answer = await raw.request(method, f"/v1/{path}", json=body, headers=served.headers())
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def tools(schema: Any) -> list[Any]:
+        return [{**CUSTOM, "input_schema": schema}]
+
+    def shown(agent: Any) -> str:
+        return json.dumps(agent["tools"][0]["input_schema"])
+
+    agent = await ask("POST", "agents", {"name": "A", "model": "m", "tools": tools(schema)})
+    environment = await ask("POST", "environments", {"name": "e"})
+    session = await ask("POST", "sessions", {"agent": agent["id"], "environment_id": environment["id"]})
+    agents, sessions = f"agents/{agent['id']}", f"sessions/{session['id']}"
+    (version,) = (await ask("GET", f"{agents}/versions"))["data"]
+    (listed,) = (await ask("GET", "agents"))["data"]
+    (thread,) = (await ask("GET", f"{sessions}/threads"))["data"]
+    retrieved = [await ask("GET", agents), (await ask("GET", sessions))["agent"]]
+    for each in (agent, version, listed, session["agent"], thread["agent"], *retrieved):
+        assert shown(each) == json.dumps(schema)
 
     # Another order is another schema to the model, and true is not 1.
     turned = {key: schema[key] for key in reversed(schema)}
-    other = json.loads(written.replace('"default": 1', '"default": true'))
+    other = json.loads(json.dumps(schema).replace('"default": 1', '"default": true'))
     for number, changed in enumerate((turned, other), 2):
-        tools: Any = [{**CUSTOM, "input_schema": changed}]
-        updated = await agents.update(agent.id, tools=tools)
-        assert updated.version == number
-        assert json.dumps(updated.to_dict()["tools"][0]["input_schema"]) == json.dumps(changed)  # pyright: ignore
-        assert await agents.update(agent.id, tools=tools) == updated
-        replaced = await sessions.update(session.id, agent={"tools": tools})
-        assert json.dumps(replaced.agent.to_dict()["tools"][0]["input_schema"]) == json.dumps(changed)  # pyright: ignore
-        again = await sessions.update(session.id, agent={"tools": tools})
-        assert again.updated_at == replaced.updated_at
+        updated = await ask("POST", agents, {"tools": tools(changed)})
+        assert (updated["version"], shown(updated)) == (number, json.dumps(changed))
+        assert await ask("POST", agents, {"tools": tools(changed)}) == updated
+        replaced = await ask("POST", sessions, {"agent": {"tools": tools(changed)}})
+        assert shown(replaced["agent"]) == json.dumps(changed)
+        told = (await ask("GET", f"{sessions}/events?order=desc&limit=1"))["data"][0]
+        assert (told["type"], shown(told["agent"])) == ("session.updated", json.dumps(changed))
+        assert (await ask("POST", sessions, {"agent": {"tools": tools(changed)}}))["updated_at"] == replaced["updated_at"]
 
 
 @pytest.mark.requirement("AGT-051")
