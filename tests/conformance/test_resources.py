@@ -95,7 +95,7 @@ async def test_a_mounted_copy_is_deleted_with_its_resource_only(server: Stack) -
     assert [each.to_dict() async for each in resources.list(session.id)] == [resource.to_dict()]
     # The upload may go; the copy serves the sandbox all the same.
     await files.delete(file.id)
-    assert shown(await server.turn(session)) == ["./a kept"]
+    assert shown(await server.turn(session)) == ["./a kept\n"]
     await resources.delete(resource.id, session_id=session.id)
     await server.refused("GET", f"/v1/files/{copy}", status=404)
 
