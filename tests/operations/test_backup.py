@@ -49,8 +49,10 @@ async def test_sessions_in_flight_go_on_in_a_restored_copy(
             environment = variables | _addresses(database_url, original.data_dir)
             group.start_soon(to_thread.run_sync, run, back_up, environment, pause, tools)
             await until((pause / "dumped").exists, seconds=60)
-            await _delete_output(original, client, sessions[in_flight.RESTED])
-            (pause / "deleted").touch()
+            try:
+                await _delete_output(original, client, sessions[in_flight.RESTED])
+            finally:
+                (pause / "deleted").touch()
 
     name = f"test_{uuid4().hex[:12]}"
     copy_url = await databases.create_database(postgres_url, name)
