@@ -67,7 +67,7 @@ async def test_objects_carry_their_type_and_instants(server: Stack) -> None:
         assert MILLISECONDS.fullmatch(found[kind]["updated_at"]), kind
 
 
-@pytest.mark.requirement("CNV-038")
+@pytest.mark.requirement("CNV-038", "CNV-088")
 async def test_a_page_has_twenty_items_unless_told_otherwise(server: Stack) -> None:
     agent = await server.agent()
     beta = server.client.beta
@@ -83,3 +83,6 @@ async def test_a_page_has_twenty_items_unless_told_otherwise(server: Stack) -> N
         assert page["next_page"] is not None
         hundred = (await server.raw("GET", f"/v1/{path}?limit=100")).json()
         assert len(hundred["data"]) >= 21, path
+        over = 1001 if path == "files" else 101
+        assert (await server.refused("GET", f"/v1/{path}?limit={over}")).startswith("limit: "), path
+    assert len((await server.raw("GET", "/v1/files?limit=1000")).json()["data"]) >= 21

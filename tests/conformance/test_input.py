@@ -341,9 +341,28 @@ async def test_the_inbox_is_bounded(server: Stack, held: Gate) -> None:
             },
             "events.0.content.0.source.media_type",
         ),
-        (
-            {"type": "user.message", "content": [{"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}]},
-            "events.0.content.0.source.url",
+        *(
+            (
+                {"type": "user.message", "content": [{"type": kind, "source": {"type": "url", "url": url}}]},
+                "events.0.content.0.source.url: Input should be",
+            )
+            for kind, url in (
+                ("image", "file:///etc/passwd"),
+                ("image", "https://"),
+                ("image", "https:///path"),
+                ("image", "http:// x"),
+                ("image", "https://a.example/a b"),
+                ("image", "https://a.example/\nHost: b"),
+                ("image", "https://a.example/\u200b"),
+                ("document", "https://user:password@a.example/x"),
+                ("document", "https://user@a.example/x"),
+                ("document", "https://a..example/x"),
+                ("document", "https://a.example:99999/x"),
+                ("document", "https://a.example\\b/x"),
+                ("document", "https://[::g]/x"),
+                ("document", "https://[::1/x"),
+                ("document", "https://[::1]a/x"),
+            )
         ),
         ({"type": "user.interrupt", "session_thread_id": 5}, "events.0.session_thread_id"),
         ({"type": "user.interrupt", "reason": "x"}, "events.0.reason"),
@@ -359,6 +378,18 @@ async def test_refused_events_are_named(server: Stack, event: Any, named: str) -
     assert said.startswith(named.replace("events.0", "events.1")), said
     assert await server.history(session) == []
     assert (await server.client.beta.sessions.retrieve(session.id)).status == "idle"
+
+
+@pytest.mark.requirement("EVT-025")
+async def test_addresses_reach_the_model_as_they_were_sent(server: Stack) -> None:
+    urls = ["https://a.example/x.png", "http://127.0.0.1:81/é?q=1@2#f", "https://[2001:db8::1]:8443/", "https://bücher.example."]
+    content: list[dict[str, Any]] = [{"type": "image", "source": {"type": "url", "url": url}} for url in urls]
+    session = await server.session(["seen"])
+    async with server.watching(session) as watch:
+        await server.client.beta.sessions.events.send(session.id, events=[{"type": "user.message", "content": content}])  # pyright: ignore
+        await watch.idle()
+    (request,) = server.requests(session)
+    assert [block["source"]["url"] for block in request.messages[-1]["content"]] == urls
 
 
 @pytest.mark.requirement("EVT-022", "EVT-908")

@@ -302,7 +302,7 @@ def judged(answer: Any, calls: list[Any]) -> Callable[[Request], Any]:
     return reply
 
 
-@pytest.mark.requirement("EVT-089", "EVT-090", "EVT-919")
+@pytest.mark.requirement("EVT-089", "EVT-090", "EVT-919", "OBS-041")
 async def test_auto_allows_what_the_judge_finds_safe_and_its_cost_counts(server: Stack) -> None:
     session = await server.session(judged("Harmless.\nALLOW", [tool_use("bash", command="echo safe")]), tools=AUTO)
     watch = await server.turn(session, "please echo something")

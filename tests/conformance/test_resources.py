@@ -78,6 +78,28 @@ async def test_files_come_and_go_between_turns(server: Stack) -> None:
     assert (await server.client.beta.files.retrieve_metadata(one.id)).id == one.id
 
 
+@pytest.mark.requirement("SES-064", "SES-110")
+async def test_a_mounted_copy_is_deleted_with_its_resource_only(server: Stack) -> None:
+    """Deleted as a file, it would leave a resource that names nothing, and a sandbox that cannot be made."""
+    file = await server.upload(b"kept")
+    look = [tool_use("bash", command=SHOW)]
+    session = await server.session(
+        [look, "ok"], tools=TOOLSET, resources=[{"type": "file", "file_id": file.id, "mount_path": "/a"}]
+    )
+    (resource,) = session.resources
+    copy = resource.to_dict()["file_id"]
+    said = await server.refused("DELETE", f"/v1/files/{copy}")
+    assert said.endswith("DELETE /v1/sessions/{session_id}/resources/{resource_id}")
+    assert session.id in said
+    files, resources = server.client.beta.files, server.client.beta.sessions.resources
+    assert [each.to_dict() async for each in resources.list(session.id)] == [resource.to_dict()]
+    # The upload may go; the copy serves the sandbox all the same.
+    await files.delete(file.id)
+    assert shown(await server.turn(session)) == ["./a kept\n"]
+    await resources.delete(resource.id, session_id=session.id)
+    await server.refused("GET", f"/v1/files/{copy}", status=404)
+
+
 @pytest.mark.requirement("SES-063")
 async def test_a_file_added_while_it_runs_is_there_for_the_next_call(server: Stack, held: Gate) -> None:
     file = await server.upload(b"late")

@@ -1,7 +1,10 @@
 """Single rules of agents and sessions that no story of another file needs."""
 
+from typing import Any
+
 import anthropic
 import pytest
+from anthropic.types.beta.agent_create_params import Model as ModelParam
 
 from managed_agents.scripted_model import tool_use
 from tests.support.stack import MODEL, TOOLSET, Gate, Stack
@@ -24,6 +27,50 @@ async def test_a_model_object_replaces_speed_and_region(server: Stack) -> None:
     updated = await agents.update(agent.id, model={"id": "claude-opus-5"})
     assert (updated.model.speed, updated.model.inference_geo) == ("standard", None)
     assert updated.version == 2
+
+
+@pytest.mark.requirement("AGT-055", "AGT-056", "AGT-903", "SES-023")
+async def test_what_a_model_does_not_take_is_refused_wherever_it_is_given(server: Stack) -> None:
+    """Accepted, it would be shown and something else be done."""
+    agents = server.client.beta.agents
+    agent = await agents.create(name="r", model={"id": "claude-opus-4-6", "effort": "max"})
+    before = await agents.retrieve(agent.id)
+    refusals: list[tuple[ModelParam, str]] = [
+        (
+            {"id": "claude-opus-4-6", "effort": "xhigh"},
+            'model.effort: "xhigh" is not supported by claude-opus-4-6, which takes low,',
+        ),
+        ({"id": "claude-opus-4-5-20251101", "effort": "max"}, 'model.effort: "max" is not supported by claude-opus-4-5-20251101'),
+        ({"id": "claude-sonnet-4-5", "effort": "medium"}, 'model.effort: "medium" is not supported by claude-sonnet-4-5'),
+        ({"id": "claude-haiku-4-5", "inference_geo": "us"}, "model.inference_geo: not supported by claude-haiku-4-5"),
+    ]
+    for model, told in refusals:
+        overrides: Any = {"type": "agent_with_overrides", "id": agent.id, "model": model}
+        for prefix, call in (
+            ("", agents.create(name="r", model=model)),
+            ("", agents.update(agent.id, model=model)),
+            ("agent.", server.client.beta.sessions.create(agent=overrides, environment_id=server.environment_id)),
+        ):
+            with pytest.raises(anthropic.BadRequestError) as refused:
+                await call
+            assert prefix + told in str(refused.value)
+    assert await agents.retrieve(agent.id) == before
+    # What was shown may be sent back, also of a model without levels; an unknown model may take anything.
+    shown = await agents.create(name="r", model="claude-haiku-4-5-20251001")
+    again = await agents.update(shown.id, model={"id": shown.model.id, "effort": {"type": "high"}})
+    assert again == shown
+    unknown = await agents.create(name="r", model={"id": "claude-next", "effort": "xhigh", "inference_geo": "us"})
+    assert unknown.model.effort is not None
+    assert unknown.model.effort.type == "xhigh"
+
+
+@pytest.mark.requirement("AGT-057")
+async def test_a_dated_name_has_the_rules_of_its_model(server: Stack) -> None:
+    agents = server.client.beta.agents
+    agent = await agents.create(name="r", model={"id": "claude-opus-4-8-20260501", "speed": "fast"})
+    assert agent.model.to_dict() == {"id": "claude-opus-4-8-20260501", "effort": {"type": "high"}, "speed": "fast"}
+    newer = await agents.update(agent.id, model="claude-opus-5-5-20261007")
+    assert newer.model.to_dict() == {"id": "claude-opus-5-5-20261007", "effort": {"type": "medium"}, "speed": "standard"}
 
 
 @pytest.mark.requirement("AGT-034")

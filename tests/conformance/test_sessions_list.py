@@ -58,6 +58,30 @@ async def test_forth_and_back(server: Stack, order: str) -> None:
     assert ids(await page(server, agent, f"limit=2&order={order}&page={start['next_page']}")) == expected[2:4]
 
 
+@pytest.mark.requirement("CNV-039")
+@pytest.mark.parametrize("order", ["desc", "asc"])
+async def test_an_empty_page_leads_back_to_where_one_came_from(server: Stack, order: str) -> None:
+    """What a cursor leads to may be archived meanwhile; the client then has nothing but that page's cursors."""
+    agent, made = await several(server, 3)
+    first, second, third = (s.id for s in (made if order == "asc" else reversed(made)))
+    query = f"limit=1&order={order}"
+    start = await page(server, agent, query)
+    middle = await page(server, agent, f"{query}&page={start['next_page']}")
+    assert (ids(start), ids(middle)) == ([first], [second])
+    for gone in (first, third):
+        await server.client.beta.sessions.archive(gone)
+    before = await page(server, agent, f"{query}&page={middle['prev_page']}")
+    assert (ids(before), before["prev_page"]) == ([], None)
+    again = await page(server, agent, f"{query}&page={before['next_page']}")
+    assert ids(again) == [second]
+    # Forwards the same: the page behind the last row leads back to it.
+    behind = await page(server, agent, f"{query}&page={middle['next_page']}")
+    assert (ids(behind), behind["next_page"]) == ([], None)
+    back = await page(server, agent, f"{query}&page={behind['prev_page']}")
+    assert (ids(back), back["prev_page"]) == ([second], None)
+    assert ids(await page(server, agent, f"{query}&include_archived=true&page={back['next_page']}")) == [third]
+
+
 @pytest.mark.requirement("CNV-082")
 async def test_pages_are_stable_while_sessions_are_made(server: Stack) -> None:
     agent, made = await several(server, 4)
@@ -96,13 +120,29 @@ async def test_filters(server: Stack) -> None:
 
 @pytest.mark.requirement("CNV-040", "CNV-041", "CNV-042", "OBS-031")
 async def test_a_cursor_knows_its_order_and_its_list(server: Stack) -> None:
-    agent, _ = await several(server, 2)
+    agent, made = await several(server, 2)
     cursor = (await page(server, agent, "limit=1"))["next_page"]
     query = f"{PATH}?agent_id={agent.id}&limit=1&page={cursor}"
     assert await server.refused("GET", f"{query}&order=asc") == "page token order does not match request"
     assert "created_at" in await server.refused("GET", f"{query}&created_at[lt]=2020-01-01T00:00:00Z")
     for bad in ("", "x", "page_", "page_!!!", "page_" + "A" * 2000, cursor[:-3], cursor + "AAAA"):
         assert await server.refused("GET", f"{PATH}?page={bad}") == "invalid page cursor", bad
+    at = (await server.raw("GET", f"{PATH}/{made[1].id}")).json()["created_at"]
+    for bounds, excluded in (
+        ({"gt": at}, "gt"),
+        ({"lt": at}, "lt"),
+        ({"gte": "2020-01-01T00:00:00Z", "gt": at}, "gt"),
+        ({"lte": at, "lt": at}, "lt"),
+        ({"gte": "2100-01-01T00:00:00Z"}, "gte"),
+        ({"lte": "2020-01-01T00:00:00Z"}, "lte"),
+        ({"gte": at, "lte": at}, None),
+        ({"gt": "2020-01-01T00:00:00Z", "lt": "2100-01-01T00:00:00Z"}, None),
+    ):
+        asked = "&".join([query, *(f"created_at[{name}]={bound}" for name, bound in bounds.items())])
+        if excluded is None:
+            assert (await server.raw("GET", asked)).status_code == 200, bounds
+        else:
+            assert await server.refused("GET", asked) == f"page: cursor position is excluded by created_at[{excluded}]"
     # Another list's cursor.
     assert await server.refused("GET", f"/v1/agents?page={cursor}") == "invalid page cursor"
     assert len(ids(await page(server, agent, f"limit=5&page={cursor}"))) == 1

@@ -20,9 +20,9 @@ def blocks(heading: str) -> list[str]:
     return _BLOCK.findall(rest.partition("\n## ")[0])
 
 
-def run(script: str, environment: Mapping[str, str], tools: Path) -> None:
-    """Run a block with the Postgres programs in `tools`, and this checkout's command, first on the path."""
-    path = f"{Path(sys.executable).parent}:{tools}:/usr/local/bin:/usr/bin:/bin"
+def run(script: str, environment: Mapping[str, str], *tools: Path) -> None:
+    """Run a block with this checkout's command, and the programs in `tools` (Postgres's), first on the path."""
+    path = ":".join(map(str, (Path(sys.executable).parent, *tools, "/usr/local/bin", "/usr/bin", "/bin")))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         env={**environment, "PATH": path},

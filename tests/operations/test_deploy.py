@@ -29,6 +29,7 @@ BUILD_SECONDS_MAX = 900.0
 NEEDED = {"POSTGRES_PASSWORD": "secret", "MANAGED_AGENTS_API_KEY": API_KEY, "DOCKER_GROUP": "1"}
 # SIGTERM, then at the longest: the wait for a signal said twice, the process's own bound, and a margin.
 STOP_SECONDS_MIN = lifetime.SAME_REQUEST_SECONDS + lifetime.STOP_SECONDS_MAX + 5
+DRAIN_SECONDS: float = Settings.model_fields["drain_seconds"].default  # a worker's, before that
 
 
 def unit_values(unit: Path) -> dict[str, str]:
@@ -38,7 +39,8 @@ def unit_values(unit: Path) -> dict[str, str]:
 @pytest.mark.parametrize("unit", [unit for unit in UNITS if "migrate" not in unit.name], ids=lambda unit: unit.stem)
 def test_units_stop_and_restart_as_processes_need_it(unit: Path) -> None:
     values = unit_values(unit)
-    assert float(values["TimeoutStopSec"]) >= STOP_SECONDS_MIN
+    drain = DRAIN_SECONDS if "worker" in unit.name else 0
+    assert float(values["TimeoutStopSec"]) >= STOP_SECONDS_MIN + drain
     assert values["KillMode"] == "mixed"
     assert values["Restart"] == "always"
     assert str(parent.CANNOT_START_STATUS) in values["RestartPreventExitStatus"].split()
@@ -78,12 +80,39 @@ def test_the_compose_file_says_what_the_server_needs() -> None:
         assert {each for each in service["environment"] if each.startswith("MANAGED_AGENTS_")} <= settings
         data_dir = service["environment"]["MANAGED_AGENTS_DATA_DIR"]
         assert f"{data_dir}:{data_dir}" in service["volumes"], "the engine mounts directories below it by the host's paths"
-        assert float(service["stop_grace_period"].removesuffix("s")) >= STOP_SECONDS_MIN
+        assert float(service["stop_grace_period"].removesuffix("s")) >= STOP_SECONDS_MIN + DRAIN_SECONDS
         assert any("docker.sock" in volume for volume in service["volumes"]) == (name == "worker")
     assert services["worker"]["hostname"], "sandboxes know their host by this name"
     volumes = with_sized_disks(load(NEEDED), NEEDED)["services"]["worker"]["volumes"]
     assert f"{data_dir}:{data_dir}:rshared" in volumes
     assert f"{data_dir}:{data_dir}" not in volumes
+
+
+NOT_PASSED = {
+    "sandbox": "docker",
+    "local_sandbox_unsafe": "of the other backend",
+    "host_name": "the container's host name is it",
+    "egress": "there is no service for it here",
+    "script": "of `up`",
+    "faults": "of tests",
+}
+
+
+def test_every_setting_reaches_the_process_that_uses_it() -> None:
+    """One that stands in .env and has no effect looks as if it had."""
+    wanted = {f"MANAGED_AGENTS_{name.upper()}": f"a {name}" for name in Settings.model_fields}
+    services = load(NEEDED | wanted)["services"]
+    given = {name: services[name]["environment"] for name in ("migrate", "api", "worker")}
+    passed = {name for each in given.values() for name in each}
+    assert {name for name in wanted if name not in passed} == {f"MANAGED_AGENTS_{name.upper()}" for name in NOT_PASSED}
+    fixed = {f"MANAGED_AGENTS_{name}" for name in ("HOST", "PORT", "METRICS_PORT", "DATABASE_URL")}
+    for each in given.values():
+        assert [name for name in each.keys() & wanted.keys() - fixed if each[name] != wanted[name]] == []
+    # The api refuses what needs a search provider, the worker asks it.
+    assert "MANAGED_AGENTS_WEB_SEARCH" in given["api"].keys() & given["worker"].keys()
+    # Nobody has a secret that it does not use.
+    assert not {"ANTHROPIC_API_KEY", "MANAGED_AGENTS_MODEL_API_KEY", "MANAGED_AGENTS_WEB_SEARCH_API_KEY"} & given["api"].keys()
+    assert "MANAGED_AGENTS_API_KEY" not in given["worker"]
 
 
 def test_the_image_s_build_sees_everything_that_the_wheel_is_made_of() -> None:

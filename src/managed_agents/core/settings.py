@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     web_search: str | None = Field(
         None,
         pattern=r"^(messages-api|brave|(searxng|brave)\+https?://[^\s]+)$",
-        description="Who answers `web_search`: `messages-api`, `brave` or `searxng+URL`; nobody when unset.",
+        description="Who answers `web_search`: `messages-api`, `brave` or `searxng+URL`; nobody when unset. The same for `api` "
+        "and `worker`.",
     )
     web_search_api_key: SecretStr | None = Field(None, description="Key of the search provider, where it takes one (Brave).")
     web_allowed_networks: str = Field(

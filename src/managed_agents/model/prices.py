@@ -3,7 +3,6 @@
 A model without a row has no list cost, which callers must be able to tell from a cost of zero.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,9 +12,10 @@ from typing import cast
 
 import orjson
 
+from managed_agents.model.names import alias
+
 _MILLION = Decimal(1_000_000)
 _RATES = ("input", "output", "cache_write_5m", "cache_write_1h", "cache_read")
-_DATE = re.compile(r"-\d{8}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def list_cost(
     arguments are absent. Cache writes without a split by lifetime count as five-minute ones.
     """
     table = price_table()
-    row = table.rows.get(_DATE.sub("", model))
+    row = table.rows.get(alias(model))
     if row is None:
         return None
     uncached, output, read = (_count(usage, n) for n in ("input_tokens", "output_tokens", "cache_read_input_tokens"))
@@ -139,7 +139,7 @@ def response_cost(
 
 def priced(model: str) -> bool:
     """Whether the model has a list price."""
-    return _DATE.sub("", model) in price_table().rows
+    return alias(model) in price_table().rows
 
 
 def web_search_cost(requests: int) -> Decimal:

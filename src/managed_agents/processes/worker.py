@@ -39,7 +39,7 @@ from managed_agents.processes import egress
 from managed_agents.processes.lifetime import serving, until_signalled
 from managed_agents.processes.sandboxes import sandbox_plan
 from managed_agents.processes.settings import CannotStart, blob_store
-from managed_agents.reconcilers import blob_collector
+from managed_agents.reconcilers.blob_collector import BlobCollector
 from managed_agents.reconcilers.idempotency_eraser import erase_expired
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.sandbox_pool import SandboxPool
@@ -137,7 +137,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         image=settings.sandbox_image,
         running_max=settings.sandbox_running_max,
     )
-    references = [files_referenced, snapshots.referenced, clones.referenced]
+    blob_collector = BlobCollector(db, blobs, [files_referenced, snapshots.referenced, clones.referenced])
 
     async def work() -> None:
         async with anyio.create_task_group() as group:
@@ -150,7 +150,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
                 group.start_soon(_forever, "sandbox places", collector.relieve, PLACE_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
             group.start_soon(_forever, "idempotency eraser", lambda: erase_expired(db), IDEMPOTENCY_LOOK_SECONDS)
-            group.start_soon(_forever, "blob collector", lambda: blob_collector.collect(db, blobs, references), BLOB_LOOK_SECONDS)
+            group.start_soon(_forever, "blob collector", blob_collector.look, BLOB_LOOK_SECONDS)
             if settings.egress == "on" and settings.sandbox == "docker":
                 group.start_soon(egress.serve, settings, db)
             async with serving_operations(settings, db):

@@ -68,23 +68,22 @@ def _check_betas(request: Request, rule: Beta) -> None:
         raise InvalidRequest(f"anthropic-beta: Unexpected value(s) {names} for the `anthropic-beta` header")
 
 
-def _secret(request: Request) -> str | None:
-    """Return the key as sent: the SDK uses a bearer token, older clients and curl samples `x-api-key`."""
+def _secrets(request: Request) -> list[str]:
+    """Return the keys as sent, at most two: the SDK uses a bearer token, older clients and curl samples `x-api-key`."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return request.headers.get("x-api-key") or None
+    sent = [token.strip() if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+    return [secret for secret in dict.fromkeys(sent) if 0 < len(secret) <= KEY_CHARS_MAX]
 
 
 async def _identify(request: Request) -> Actor:
-    secret = _secret(request)
-    if secret is None or len(secret) > KEY_CHARS_MAX:
-        raise AuthenticationFailed
-    actor = await edge_services(request).keys.lookup(secret)
-    if actor is None:
-        raise AuthenticationFailed
-    request.state.actor = actor  # the edge puts organisation and workspace on the answer
-    return actor
+    # A proxy may add a token of its own beside the client's key: either header may be the one that is meant. Whether one of them
+    # was known is never told.
+    for secret in _secrets(request):
+        actor = await edge_services(request).keys.lookup(secret)
+        if actor is not None:
+            request.state.actor = actor  # the edge puts organisation and workspace on the answer
+            return actor
+    raise AuthenticationFailed
 
 
 async def _in_asked_workspace(request: Request, actor: Actor) -> Actor:

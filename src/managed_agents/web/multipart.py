@@ -1,4 +1,4 @@
-"""Multipart bodies, parsed as they stream in: at no time is more of a part in memory than what arrived last.
+"""Multipart bodies, parsed as they stream in: at no time is more of a part in memory than its headers and what arrived last.
 
 `parts` yields each part in turn; its `data` must be read to the end before the next one is asked for.
 """
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 PARTS_MAX = 32
+PART_HEADERS_MAX = 8
+PART_HEADER_BYTES_MAX = 4096  # of one line
 OVERHEAD_BYTES_MAX = 1024 * 1024  # boundaries, headers and small fields beside the payload
 
 
@@ -66,7 +68,9 @@ class _Collector:
             "on_headers_finished": self._headers_finished,
             "on_end": self._finished,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        self._parser = MultipartParser(
+            boundary, callbacks, max_header_count=PART_HEADERS_MAX, max_header_size=PART_HEADER_BYTES_MAX
+        )
 
     def feed(self, chunk: bytes) -> list[_Event]:
         """Parse one chunk and return what it completed."""

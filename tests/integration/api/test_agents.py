@@ -1,9 +1,11 @@
 """Agents through the SDK."""
 
+import json
 from typing import Any
 
 import anthropic
 import anyio
+import httpx
 import pytest
 from anthropic import AsyncAnthropic
 
@@ -247,6 +249,53 @@ async def test_custom_tools_and_policies_are_kept_as_they_were_sent(client: Asyn
             {"type": "read", "name": "read", "enabled": False, "permission_policy": {"type": "always_ask"}},
         ],
     }
+
+
+@pytest.mark.requirement("AGT-052")
+async def test_the_order_of_a_schemas_keys_is_kept_wherever_it_is_shown(raw: httpx.AsyncClient, served: Served) -> None:
+    """Over plain HTTP: the SDK's own objects show the keys that it knows first."""
+    schema = {
+        "title": "first",
+        "required": ["z"],
+        "properties": {"z": {"type": "string", "description": "d", "default": 1}, "a": {"enum": [], "type": "null"}},
+        "type": "object",
+        "$comment": "last",
+    }
+
+    async def ask(method: str, path: str, body: Any = None) -> Any:
+        answer = await raw.request(method, f"/v1/{path}", json=body, headers=served.headers())
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def tools(schema: Any) -> list[Any]:
+        return [{**CUSTOM, "input_schema": schema}]
+
+    def shown(agent: Any) -> str:
+        return json.dumps(agent["tools"][0]["input_schema"])
+
+    agent = await ask("POST", "agents", {"name": "A", "model": "m", "tools": tools(schema)})
+    environment = await ask("POST", "environments", {"name": "e"})
+    session = await ask("POST", "sessions", {"agent": agent["id"], "environment_id": environment["id"]})
+    agents, sessions = f"agents/{agent['id']}", f"sessions/{session['id']}"
+    (version,) = (await ask("GET", f"{agents}/versions"))["data"]
+    (listed,) = (await ask("GET", "agents"))["data"]
+    (thread,) = (await ask("GET", f"{sessions}/threads"))["data"]
+    retrieved = [await ask("GET", agents), (await ask("GET", sessions))["agent"]]
+    for each in (agent, version, listed, session["agent"], thread["agent"], *retrieved):
+        assert shown(each) == json.dumps(schema)
+
+    # Another order is another schema to the model, and true is not 1.
+    turned = {key: schema[key] for key in reversed(schema)}
+    other = json.loads(json.dumps(schema).replace('"default": 1', '"default": true'))
+    for number, changed in enumerate((turned, other), 2):
+        updated = await ask("POST", agents, {"tools": tools(changed)})
+        assert (updated["version"], shown(updated)) == (number, json.dumps(changed))
+        assert await ask("POST", agents, {"tools": tools(changed)}) == updated
+        replaced = await ask("POST", sessions, {"agent": {"tools": tools(changed)}})
+        assert shown(replaced["agent"]) == json.dumps(changed)
+        told = (await ask("GET", f"{sessions}/events?order=desc&limit=1"))["data"][0]
+        assert (told["type"], shown(told["agent"])) == ("session.updated", json.dumps(changed))
+        assert (await ask("POST", sessions, {"agent": {"tools": tools(changed)}}))["updated_at"] == replaced["updated_at"]
 
 
 @pytest.mark.requirement("AGT-051")

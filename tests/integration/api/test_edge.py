@@ -52,13 +52,30 @@ async def test_the_checks_come_in_the_hosted_order(raw: httpx.AsyncClient, serve
     refused(answer, 400, "invalid_request_error", "body: invalid JSON")
 
 
-@pytest.mark.requirement("CNV-001", "CNV-026")
+@pytest.mark.requirement("CNV-001", "CNV-026", "CNV-089")
 async def test_keys_come_in_either_header(raw: httpx.AsyncClient, served: Served) -> None:
     headers = served.headers(without="x-api-key")
     bearer = {"authorization": f"Bearer {served.caller.secret}"}
-    assert (await raw.get("/v1/agents", headers=headers | bearer)).status_code == 200
+    right = {"x-api-key": served.caller.secret}
+    # A proxy may add a token of its own beside the client's key, and a client keep an old key beside its token.
+    for good in (
+        bearer,
+        right | {"authorization": "Bearer of-the-proxy"},
+        right | {"authorization": "Bearer " + "x" * 5000},
+        right | {"authorization": "Basic eDp5"},
+        bearer | {"x-api-key": "sk-ma-nonsense"},
+        bearer | right,
+    ):
+        answer = await raw.get("/v1/agents", headers=headers | good)
+        assert answer.status_code == 200, good
+        assert answer.headers["anthropic-workspace-id"] == served.caller.workspace_id
+    # Of two keys the token counts.
+    both = bearer | {"x-api-key": served.stranger.secret}
+    answer = await raw.get("/v1/agents", headers=headers | both)
+    assert answer.headers["anthropic-workspace-id"] == served.caller.workspace_id
     for bad in (
         {},
+        {"authorization": "Bearer sk-ma-nonsense", "x-api-key": "sk-ma-other-nonsense"},
         {"x-api-key": "sk-ma-nonsense"},
         {"authorization": f"Basic {served.caller.secret}"},
         {"x-api-key": "x" * 5000},
@@ -145,6 +162,10 @@ BAD_AGENTS: list[tuple[str, bytes]] = [
     ("model.effort.type: Input should be 'low'", with_(model={"id": "m", "effort": {"type": "huge"}})),
     ("model.speed: Input should be 'standard' or 'fast'", with_(model={"id": "m", "speed": "warp"})),
     ('model.speed: "fast" is not supported', with_(model={"id": "claude-haiku-4-5", "speed": "fast"})),
+    ('model.speed: "fast" is not supported', with_(model={"id": "claude-opus-4-7-20260301", "speed": "fast"})),
+    ('model.effort: "xhigh" is not supported by claude-opus-4-6, ', with_(model={"id": "claude-opus-4-6", "effort": "xhigh"})),
+    ('model.effort: "low" is not supported', with_(model={"id": "claude-haiku-4-5", "effort": {"type": "low"}})),
+    ("model.inference_geo: not supported by claude-opus-4-5", with_(model={"id": "claude-opus-4-5", "inference_geo": "us"})),
     ("model.inference_geo: Input should be 'us'", with_(model={"id": "m", "inference_geo": "moon"})),
     ("tools: Input should be a valid list", with_(tools={})),
     ("tools: List should have at most 256 items", with_(tools=[TOOL] * 257)),
@@ -192,6 +213,8 @@ BAD_AGENTS: list[tuple[str, bytes]] = [
     "AGT-003",
     "AGT-026",
     "AGT-029",
+    "AGT-055",
+    "AGT-056",
     "AGT-031",
     "AGT-032",
     "CNV-022",

@@ -14,7 +14,7 @@ from managed_agents.blobstore.store import BlobRef
 from managed_agents.core import limits
 from managed_agents.core.errors import NotFound
 from managed_agents.core.ids import SESSION, new_id
-from managed_agents.reconcilers.blob_collector import collect
+from managed_agents.reconcilers.blob_collector import BlobCollector
 from managed_agents.resources.files import service
 
 from .conftest import Served
@@ -200,6 +200,8 @@ BAD_FORMS = [
     ("body: ", b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--\r\n"),
     ("file: filename: not valid UTF-8", FILE_PART.replace(b'"a"', b'"\xff"') + b"--b--\r\n"),
     ("body: malformed", b"nonsense"),
+    ("body: malformed", FILE_PART.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 4096 + b"\r\n\r\n") + b"--b--\r\n"),
+    ("body: malformed", FILE_PART.replace(b"\r\n\r\n", b"\r\nX: x" * 8 + b"\r\n\r\n") + b"--b--\r\n"),
     ("body: ", b""),
 ]
 
@@ -232,18 +234,69 @@ async def test_an_upload_too_large_leaves_nothing(
     assert [ref async for batch in served.services.blobs.list_before(future) for ref in batch] == []
 
 
+class Clock:
+    """An hour and more passes between two looks of a collector."""
+
+    def __init__(self) -> None:
+        self.at = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+    def forward(self, **passed: float) -> None:
+        self.at += timedelta(**passed)
+
+
 async def test_the_collector_spares_what_is_used_or_new(client: AsyncAnthropic, served: Served) -> None:
-    db, blobs = served.services.db, served.services.blobs
+    db, blobs, now = served.services.db, served.services.blobs, Clock()
+    collector = BlobCollector(db, blobs, [service.referenced], now=now)
     used = await client.beta.files.upload(file=("a", b"used"))
     orphan = await blobs.put(stream(b"orphan"), 100)
-    assert await collect(db, blobs, [service.referenced]) == 0
-
-    def later() -> datetime:
-        return datetime.now(UTC) + timedelta(hours=2)
-
-    assert await collect(db, blobs, [service.referenced], now=later) == 1
+    assert await collector.look() == 0
+    now.forward(hours=2)
+    assert await collector.look() == 0
+    now.forward(hours=1)
+    assert await collector.look() == 1
     assert not await blobs.delete(orphan)
     file = await service.retrieve(db, served.caller.workspace_id, used.id)
     assert await content(served, file.blob) == b"used"
+
+
+async def test_the_collector_spares_what_was_used_within_the_hour(client: AsyncAnthropic, served: Served) -> None:
+    """However old it is: a backup may have dumped the row, and not read the bytes yet."""
+    db, blobs, now = served.services.db, served.services.blobs, Clock()
+    collector, beginner = (BlobCollector(db, blobs, [service.referenced], now=now) for _ in range(2))
+    used = await client.beta.files.upload(file=("a", b"old"))
+    blob = (await service.retrieve(db, served.caller.workspace_id, used.id)).blob
+    now.forward(days=1)
+    assert await collector.look() == 0
     await client.beta.files.delete(used.id)
-    assert await collect(db, blobs, [service.referenced], now=later) == 1
+    for minutes in (1, 30, 29):
+        now.forward(minutes=minutes)
+        assert await collector.look() == 0
+        assert await content(served, blob) == b"old"
+    now.forward(minutes=2)
+    # Another process does not know since when.
+    assert await beginner.look() == 0
+    assert await collector.look() == 1
+
+
+async def test_the_collector_forgets_what_was_used_again_or_not_seen_for_long(client: AsyncAnthropic, served: Served) -> None:
+    db, blobs, now = served.services.db, served.services.blobs, Clock()
+    collector = BlobCollector(db, blobs, [service.referenced], now=now)
+    blob = await blobs.put(stream(b"twice"), 100)
+    now.forward(hours=2)
+    assert await collector.look() == 0
+    # Not listed since: another process removed them, and they were put again.
+    now.forward(hours=10)
+    assert await collector.look() == 0
+    assert await content(served, blob) == b"twice"
+    used = await client.beta.files.upload(file=("a", b"twice"))
+    now.forward(minutes=30)
+    assert await collector.look() == 0
+    await client.beta.files.delete(used.id)
+    for minutes in (20, 59):
+        now.forward(minutes=minutes)
+        assert await collector.look() == 0
+    now.forward(minutes=2)
+    assert await collector.look() == 1

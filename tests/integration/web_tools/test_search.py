@@ -140,6 +140,7 @@ def quoting(url: str, *passages: str) -> dict[str, Any]:
     return {"type": "text", "text": "said", "citations": quotes}
 
 
+@pytest.mark.requirement("WEB-902")
 async def test_the_model_s_endpoint_searches_once_and_what_it_quotes_are_the_excerpts() -> None:
     model = SearchingModel()
     model.blocks = [

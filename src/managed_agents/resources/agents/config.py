@@ -11,7 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 import orjson
 
 from managed_agents.core.errors import InvalidRequest
-from managed_agents.resources.agents import web_settings
+from managed_agents.resources.agents import models, web_settings
 from managed_agents.resources.agents.schemas import (
     TOOLS_BYTES_MAX,
     TOOLS_MAX,
@@ -29,12 +29,8 @@ from managed_agents.resources.agents.schemas import (
     WebToolName,
 )
 
-# spec: BetaManagedAgentsModelConfig.effort is always present, the model's default when none was given; published defaults
-EFFORT_DEFAULTS = {"claude-opus-5-5": "medium", "claude-haiku-5-5": "medium"}
-EFFORT_DEFAULT = "high"
 BUILT_IN_TOOLS = frozenset((*get_args(SandboxToolName), *get_args(WebToolName)))
 RESERVED_PREFIXES = ("mcp__", "ant__")
-FAST_MODELS = frozenset({"claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 
 
 class Typed(TypedDict):
@@ -122,15 +118,19 @@ class AgentSnapshot(TypedDict):
 
 
 def resolve_model(given: str | ModelConfig, stored: ResolvedModel | None = None, *, path: str = "model") -> ResolvedModel:
-    """Fill in what was left out. An effort left out stays as stored while the model stays the same."""
+    """Fill in what was left out. An effort left out stays as stored while the model stays the same.
+
+    Raises:
+        InvalidRequest: an effort, speed or region that the model does not take.
+    """
     config = ModelConfig(id=given) if isinstance(given, str) else given
     effort = config.effort.type if isinstance(config.effort, Effort) else config.effort
+    models.check(config.id, path, effort=effort, speed=config.speed, inference_geo=config.inference_geo)
     if effort is None and stored is not None and stored["id"] == config.id:
         effort = stored["effort"]["type"]
-    if config.speed == "fast" and config.id.startswith("claude-") and config.id not in FAST_MODELS:
-        raise InvalidRequest(f'{path}.speed: "fast" is not supported by {config.id}')
+    # spec: BetaManagedAgentsModelConfig.effort is always present, the model's default when none was given
     resolved = ResolvedModel(
-        id=config.id, effort={"type": effort or EFFORT_DEFAULTS.get(config.id, EFFORT_DEFAULT)}, speed=config.speed or "standard"
+        id=config.id, effort={"type": effort or models.effort_default(config.id)}, speed=config.speed or "standard"
     )
     if config.inference_geo is not None:
         resolved["inference_geo"] = config.inference_geo
@@ -172,8 +172,18 @@ def _resolve_custom(tool: CustomTool, names: set[str], path: str) -> ResolvedCus
     if tool.name in names:
         raise InvalidRequest(f'{path}.name: duplicate tool name "{tool.name}"')
     names.add(tool.name)
-    schema = tool.input_schema.model_dump(exclude_unset=True)
-    return ResolvedCustomTool(type=tool.type, name=tool.name, description=tool.description, input_schema=schema)
+    return ResolvedCustomTool(
+        type=tool.type, name=tool.name, description=tool.description, input_schema=tool.input_schema.as_sent
+    )
+
+
+def same_tools(left: Sequence[ResolvedTool], right: Sequence[ResolvedTool]) -> bool:
+    """Say whether two lists of tools are the same for a model too: to Python, `1` is `True`, and the order of keys nothing."""
+    return left == right and _written_schemas(left) == _written_schemas(right)
+
+
+def _written_schemas(tools: Sequence[ResolvedTool]) -> list[bytes]:
+    return [orjson.dumps(tool["input_schema"]) for tool in tools if tool["type"] == "custom"]
 
 
 def _resolve_toolset(tool: AgentToolset, custom_tools: Sequence[str], path: str) -> ResolvedToolset:

@@ -4,9 +4,9 @@ Shapes of what is not served yet are open here and refused by `served`, so that 
 refuses.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, ModelWrapValidatorHandler, PrivateAttr, Tag, model_validator
 
 from managed_agents.core import limits
 from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
@@ -175,6 +175,19 @@ class InputSchema(RequestModel):
     type: Literal["object"]
     properties: dict[str, Any] | None = None
     required: list[str] | None = None
+    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        made = handler(value)
+        made._sent = value
+        return made
+
+    @property
+    def as_sent(self) -> dict[str, Any]:
+        """The schema with its keys in the order in which they were sent, which is part of what the model reads."""
+        return self._sent
 
 
 class CustomTool(RequestModel):

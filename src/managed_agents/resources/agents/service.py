@@ -21,6 +21,7 @@ from managed_agents.resources.agents.config import (
     resolve_identity,
     resolve_model,
     resolve_tools,
+    same_tools,
     snapshot,
 )
 from managed_agents.resources.agents.schemas import (
@@ -127,7 +128,7 @@ async def update_agent(db: Database, workspace_id: str, agent_id: str, command: 
             # differs from other conflicts by its type: observed hosted behaviour
             raise Conflict(STALE, error_type="invalid_request_error")
         config = changed(agent.config, command)
-        if config == agent.config:
+        if config == agent.config and same_tools(config["tools"], agent.config["tools"]):
             return agent
         version = agent.version + 1
         updated_at = await _insert_version(tx, workspace_id, agent_id, version, config)

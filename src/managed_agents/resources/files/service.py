@@ -140,9 +140,18 @@ async def downloadable(db: Database, workspace_id: str, file_id: str) -> File:
 
 
 async def delete_file(db: Database, workspace_id: str, file_id: str) -> None:
-    """Delete a file; copies in sessions stay. Raises `NotFound`."""
+    """Delete a file; copies in sessions stay.
+
+    Raises:
+        NotFound. InvalidRequest: it is such a copy, which goes with the session's resource that names it.
+    """
     async with db.transaction() as tx:
         file = await retrieve_in(tx, workspace_id, file_id)
+        if file.session_id is not None and not file.downloadable:
+            raise InvalidRequest(
+                f"File '{file.id}' is mounted into session {file.session_id}; "
+                "delete its resource: DELETE /v1/sessions/{session_id}/resources/{resource_id}"
+            )
         await tx.execute(delete(FileRow).where(FileRow.id == file.id))
 
 

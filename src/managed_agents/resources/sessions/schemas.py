@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
 from managed_agents.resources.agents.schemas import AgentRef, SessionAgentUpdate, Version
-from managed_agents.resources.sessions import served
+from managed_agents.resources.sessions import served, web_addresses
 from managed_agents.web.models import Flag, Instant, QueryModel, RequestModel
 
 IMAGE_BYTES_MAX = 5 * 1024 * 1024
@@ -43,8 +43,8 @@ def _not_blank(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    if not value.startswith(("https://", "http://")):
-        raise PydanticCustomError("url", "Input should be an http or https URL")
+    if (wrong := web_addresses.wrong_with(value)) is not None:
+        raise PydanticCustomError("url", "{wrong}", {"wrong": wrong})
     return value
 
 

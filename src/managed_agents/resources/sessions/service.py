@@ -3,10 +3,11 @@
 Every state-changing command locks the session row first; what it appends commits with it, and the hints are given after.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import false, func, insert, select, tuple_, update
 
@@ -21,6 +22,7 @@ from managed_agents.eventlog import fold
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.agents import service as agents
+from managed_agents.resources.agents.config import same_tools
 from managed_agents.resources.environments import service as environments
 from managed_agents.resources.sessions import budgets, inputs, mounts, web_domains
 from managed_agents.resources.sessions.present import session_json
@@ -144,7 +146,7 @@ class Sessions:
                     raise InvalidRequest(
                         f"agent: tools and mcp_servers of session {session_id} can only be changed while it is idle"
                     )
-                if agent != stored.agent:
+                if agent != stored.agent or not same_tools(agent["tools"], stored.agent["tools"]):
                     changed["agent"] = agent
             resumes = False
             if "budget" in sent and budgets.change(head, body.budget):
@@ -259,7 +261,7 @@ async def _read(tx: Tx, workspace_id: WorkspaceId, session_id: str) -> Json:
 
 
 async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
-    bounds = {
+    bounds: Mapping[Literal["gt", "gte", "lt", "lte"], datetime | None] = {
         "gt": query.created_at_gt,
         "gte": query.created_at_gte,
         "lt": query.created_at_lt,
@@ -268,7 +270,7 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
     statement = select(SESSIONS, func.clock_timestamp().label("at")).where(
         SESSIONS.c.workspace_id == workspace_id,
         SESSIONS.c.deleted_at.is_(None),
-        *pagination.created_between(SESSIONS.c.created_at, bounds),  # pyright: ignore[reportArgumentType]
+        *pagination.created_between(SESSIONS.c.created_at, bounds),
     )
     if not query.include_archived:
         statement = statement.where(SESSIONS.c.archived_at.is_(None))
@@ -281,47 +283,78 @@ async def _page(tx: Tx, workspace_id: WorkspaceId, query: ListSessions) -> Json:
         statement = statement.where(false())
     if query.statuses:
         statement = statement.where(SESSIONS.c.status.in_(query.statuses))
-    backward = False
-    if query.page is not None:
-        order, direction, micros, last_id = pagination.decode_cursor(LISTING, query.page, (str, str, int, str))
-        if order != query.order:
-            raise InvalidRequest("page token order does not match request")
-        if direction not in ("next", "prev"):
-            raise InvalidRequest("invalid page cursor")
-        at = pagination.from_micros(micros)
-        _within(at, bounds)
-        backward = direction == "prev"
-        key = tuple_(SESSIONS.c.created_at, SESSIONS.c.id)
-        older = (query.order == "desc") != backward
-        statement = statement.where(key < tuple_(at, last_id) if older else key > tuple_(at, last_id))
-    descending = (query.order == "desc") != backward
+    cursor = _Cursor(query.order) if query.page is None else _decoded(query.page, query.order)
+    descending = (query.order == "desc") != cursor.backward
+    if cursor.at is not None:
+        _within(cursor.at, bounds)
+        key, place = tuple_(SESSIONS.c.created_at, SESSIONS.c.id), tuple_(cursor.at, cursor.last_id)
+        if cursor.inclusive:
+            statement = statement.where(key <= place if descending else key >= place)
+        else:
+            statement = statement.where(key < place if descending else key > place)
     ordering = (SESSIONS.c.created_at.desc(), SESSIONS.c.id.desc()) if descending else (SESSIONS.c.created_at, SESSIONS.c.id)
     rows = (await tx.execute(statement.order_by(*ordering).limit(query.limit + 1))).all()
     more = len(rows) > query.limit
     rows = rows[: query.limit]
-    if backward:
+    if cursor.backward:
         rows = rows[::-1]
     resources = await mounts.resources_of(tx, [row.id for row in rows])
-    # Behind a page reached backwards there is always the page it was reached from.
-    has_next = more if not backward else True
-    has_prev = query.page is not None if not backward else more
+    # Behind a page that was reached by a cursor there is the page it was reached from, also when nothing is left on this one.
+    here = [(row.created_at, row.id) for row in rows] or [(cursor.at, cursor.last_id)]
+    forth, back = (_Cursor(query.order, at, id_, inclusive=not rows) for at, id_ in (here[-1], here[0]))
+    has_next = more if not cursor.backward else True
+    has_prev = cursor.at is not None if not cursor.backward else more
     return {
         "data": [session_json(row, resources.get(row.id, []), row.at) for row in rows],
-        "next_page": _cursor(query.order, "next", rows[-1:]) if has_next else None,
-        "prev_page": _cursor(query.order, "prev", rows[:1]) if has_prev else None,
+        "next_page": forth.encoded() if has_next else None,
+        "prev_page": replace(back, backward=True).encoded() if has_prev else None,
     }
 
 
-def _cursor(order: str, direction: str, row: Sequence[Any]) -> str | None:
-    if not row:
-        return None
-    return pagination.encode_cursor(LISTING, [order, direction, pagination.as_micros(row[0].created_at), row[0].id])
+@dataclass(frozen=True, slots=True)
+class _Cursor:
+    """Where a page begins. `inclusive`: with the row there, for the way back from an empty page."""
+
+    order: str
+    at: datetime | None = None
+    last_id: str = ""
+    backward: bool = False
+    inclusive: bool = False
+
+    def encoded(self) -> str:
+        assert self.at is not None
+        direction = _DIRECTIONS[self.backward, self.inclusive]
+        return pagination.encode_cursor(LISTING, [self.order, direction, pagination.as_micros(self.at), self.last_id])
 
 
-def _within(at: datetime, bounds: dict[str, datetime | None]) -> None:
-    """A cursor outside the asked range means that the range was narrowed between pages (spec: refused)."""
-    after = bounds["gte"] or bounds["gt"]
-    before = bounds["lte"] or bounds["lt"]
-    floor = at.replace(microsecond=at.microsecond // 1000 * 1000)
-    if (after is not None and at < after and floor < after) or (before is not None and floor > before):
-        raise InvalidRequest("page: cursor position is excluded by created_at")
+_DIRECTIONS = {(False, False): "next", (True, False): "prev", (False, True): "from", (True, True): "until"}
+
+
+def _decoded(page: str, order: str) -> _Cursor:
+    """Raises InvalidRequest: it is no cursor of this list, or one of the other order."""
+    given, direction, micros, last_id = pagination.decode_cursor(LISTING, page, (str, str, int, str))
+    if given != order:
+        raise InvalidRequest("page token order does not match request")
+    for (backward, inclusive), name in _DIRECTIONS.items():
+        if name == direction:
+            return _Cursor(order, pagination.from_micros(micros), last_id, backward, inclusive)
+    raise InvalidRequest("invalid page cursor")
+
+
+def _within(at: datetime, bounds: Mapping[Literal["gt", "gte", "lt", "lte"], datetime | None]) -> None:
+    """A cursor outside the asked range means that the range was narrowed between pages (spec: refused).
+
+    Judged as rows are, in the milliseconds that clients see.
+    """
+    shown = at.replace(microsecond=at.microsecond // 1000 * 1000)
+    for name, bound in bounds.items():
+        if bound is not None and not _IS_WITHIN[name](shown, bound):
+            raise InvalidRequest(f"page: cursor position is excluded by created_at[{name}]")
+
+
+_IS_WITHIN: Mapping[str, Callable[[datetime, datetime], bool]] = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
