@@ -47,6 +47,7 @@ class Shared:
     credentials: Credentials | None
     connections_max: int
     connections_in_all_max: int
+    connections_at_most: int
     bytes_max: int
     connections: int = 0
 
