@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         "hosts, download servers.",
     )
     egress_connections: int = Field(256, ge=1, description="Network connections of one sandbox at once.")
-    egress_bytes: int = Field(100 * 1024**3, ge=1, description="Network traffic of one sandbox in its life, both directions.")
+    egress_bytes: int = Field(100 * 1024**3, ge=1, description="Network traffic of one session in its life, both directions.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
     web_search: str | None = Field(

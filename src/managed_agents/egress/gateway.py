@@ -41,9 +41,9 @@ class Bounds:
     """What sandboxes may use."""
 
     connections: int = 256  # of one sandbox at once
-    connections_in_all: int = 4096  # beyond it a sandbox gets but a few
-    connections_at_most: int = 8192
-    bytes: int = 100 * 1024**3  # of one sandbox in its life, both directions
+    connections_in_all: int = 4000  # beyond it a sandbox gets but a few
+    connections_at_most: int = 5400
+    bytes: int = 100 * 1024**3  # of one session in its life, both directions
 
     def within(self, descriptors: int) -> "Bounds":
         """The same, as far as half of the process's descriptors go: the other half is for whatever else it does."""

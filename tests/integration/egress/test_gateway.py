@@ -53,7 +53,7 @@ async def test_http_connect_and_socks_reach_a_server() -> None:
         assert [(entry.protocol, entry.outcome, entry.host, entry.port) for entry in entries] == [
             (protocol, "allowed", "site.test", site.port) for protocol in ("http", "connect", "socks")
         ]
-        assert [entry.bytes_sent for entry in entries] == [0, 7, 5]
+        assert [entry.bytes_sent for entry in entries] == [len(seen), 7, 5]
         assert all(entry.session_id == "sesn_1" for entry in entries)
 
 
