@@ -111,7 +111,7 @@ async def serve(settings: Settings, db: Database) -> None:
 def _bounds(settings: Settings) -> Bounds:
     wanted, open_files = Bounds(connections=settings.egress_connections, bytes=settings.egress_bytes), raise_open_files()
     bounds = wanted.within(open_files)
-    if bounds != wanted:
+    if bounds != wanted and bounds.connections_in_all < 4 * wanted.connections:
         logger.warning(
             "this process may open %d files: the sandboxes of this host get %d network connections at once",
             open_files,

@@ -107,7 +107,8 @@ class WebFetch:
     async def _text(self, page: Page, *, is_html: bool) -> tuple[str | None, str]:
         if not is_html:
             # In a thread: what a stranger wrote may take its decoder seconds.
-            return None, await anyio.to_thread.run_sync(functools.partial(pages.decoded, page.body, page.charset, is_html=False))
+            decode = functools.partial(pages.decoded, page.body, page.charset, is_html=False)
+            return None, await anyio.to_thread.run_sync(decode, abandon_on_cancel=True)
         command = [sys.executable, "-I", "-m", pages.__name__, page.url, page.charset or ""]
 
         try:
