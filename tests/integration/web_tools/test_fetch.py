@@ -99,8 +99,8 @@ async def typed(site: str, content_type: str, body: bytes, times: int = 1) -> st
         ("punycode", "é-1".encode(), "é-1"),
         ("unicode_escape", b"\\ud800", "\\ud800"),
         ("utf-7", b"+AGE-", "+AGE-"),
-        ("rot13", b"caf\xe9", "café"),
-        ("nonsense", b"caf\xe9", "café"),
+        ("rot13", b"caf\xe9!", "café!"),
+        ("nonsense", b"caf\xe9!", "café!"),
     ],
 )
 async def test_only_character_encodings_are_read(site: str, charset: str, body: bytes, shown: str) -> None:
