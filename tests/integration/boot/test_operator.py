@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -88,15 +88,15 @@ async def test_what_a_sessions_sandboxes_reached(typed: Callable[..., Result], d
     at = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
     entries = [
         Access(session_id, "sbx_1", 1, at, "http", "blocked.test", 80, "blocked", 0, 0, 0.01),
-        Access(session_id, "sbx_1", 1, at, "connect", "allowed.test", 443, "allowed", 512, 4096, 1.5),
+        Access(session_id, "sbx_1", 1, at + timedelta(seconds=1), "connect", "allowed.test", 443, "allowed", 512, 4096, 1.5),
     ]
     await StoredPolicies(db, nothing, nothing).write(entries, {})
     first, second = (await typed("egress-log", session_id)).output.splitlines()
     assert first.split() == ["2026-05-04", "03:02:01", "blocked", "http", "0", "0", "0.010", "blocked.test:80"]
-    assert second.split() == ["2026-05-04", "03:02:01", "allowed", "connect", "512", "4096", "1.500", "allowed.test:443"]
+    assert second.split() == ["2026-05-04", "03:02:02", "allowed", "connect", "512", "4096", "1.500", "allowed.test:443"]
     (line,) = (await typed("egress-log", session_id, "--limit", "1", "--json")).output.splitlines()
     shown = json.loads(line)
-    assert (shown["host"], shown["at"], shown["bytes_received"]) == ("allowed.test", "2026-05-04T03:02:01Z", 4096)
+    assert (shown["host"], shown["at"], shown["bytes_received"]) == ("allowed.test", "2026-05-04T03:02:02Z", 4096)
     assert "Session not found" in (await typed("egress-log", "sesn_nobody", status=1)).output
 
 

@@ -27,7 +27,7 @@ _POLICY = text("""
     FROM sandboxes b JOIN sessions s ON s.id = b.session_id
     WHERE b.id = :id AND b.generation = :generation AND b.state <> 'destroyed' AND s.deleted_at IS NULL
 """)
-# Entries of sandboxes whose session was erased meanwhile are nobody's.
+# Entries of sandboxes whose session was erased meanwhile are nobody's. Their ids are given in the order of the sort.
 _WRITE = text("""
     INSERT INTO egress_log
         (session_id, sandbox_id, generation, at, protocol, host, port, outcome, bytes_sent, bytes_received, seconds)
@@ -37,6 +37,7 @@ _WRITE = text("""
         at timestamptz, protocol text, host text, port integer, outcome text, bytes_sent bigint, bytes_received bigint,
         seconds double precision)
     WHERE EXISTS (SELECT 1 FROM sandboxes b WHERE b.id = e.sandbox_id)
+    ORDER BY e.at
 """)
 _COUNT = text("""
     UPDATE sandboxes b SET egress_bytes = b.egress_bytes + u.bytes
