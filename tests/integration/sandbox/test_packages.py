@@ -227,9 +227,10 @@ async def test_where_images_are_too_large_together_the_longest_unwanted_goes(mad
         assert sizes[old] > 0
         assert sizes[new] > 0
         os.utime(made.directory / "data" / "packages" / old, (0, time.time() - 3600))
-        room = images_of(installer(made.directory, index, images_bytes=sum(sizes.values()) - 1))
-        assert await room.collect(settled_seconds=-1) == [old]
-        assert await room.collect(settled_seconds=-1) == []
+        roomier = installer(made.directory, index, images_bytes=sum(sizes.values()) - 1)
+        assert await images_of(roomier).collect(settled_seconds=-1) == [old]
+        assert await images_of(roomier).collect(settled_seconds=-1) == []
+        await roomier.aclose()
         assert await images.collect(settled_seconds=-1) == [new]
     await backend.aclose()
 
