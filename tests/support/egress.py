@@ -5,7 +5,8 @@ import shutil
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ class Way:
     """Answers of the resolver, in turn; the last one stays."""
     unknown: bool = False
     accesses: list[Access] = field(default_factory=list[Access])
+    traffic: Counter[str] = field(default_factory=Counter[str])
     lender: Lender = field(default_factory=Lender)
     log: AccessLog = field(init=False)
     authority: Authority = field(init=False)
@@ -77,8 +79,9 @@ class Way:
         found = self.policies.get((sandbox_id, generation))
         return found and dataclasses.replace(found, bindings=tuple(self.lender.bound))
 
-    async def write(self, entries: Sequence[Access]) -> None:
+    async def write(self, entries: Sequence[Access], traffic: Mapping[str, int]) -> None:
         self.accesses.extend(entries)
+        self.traffic.update(traffic)
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         if host not in self.names:

@@ -65,8 +65,13 @@ async def _status(request: Request) -> Response:
     return Response("x", status_code=int(request.path_params["status"]))
 
 
+async def _typed(request: Request) -> Response:
+    """The body and content type that are asked for."""
+    return _body(bytes.fromhex(request.query_params["hex"]) * int(request.query_params["times"]), request.query_params["type"])
+
+
 async def _redirect(request: Request) -> Response:
-    return RedirectResponse(request.query_params["to"], status_code=302)
+    return Response(status_code=302, headers={"location": request.query_params["to"]})
 
 
 async def _loop(_request: Request) -> Response:
@@ -125,6 +130,7 @@ async def website() -> AsyncIterator[str]:
         Route("/page/{name}", _page),
         Route("/status/{status}", _status),
         Route("/redirect", _redirect),
+        Route("/typed", _typed),
         Route("/loop", _loop),
         Route("/endless", _endless),
         Route("/slow", _slow),

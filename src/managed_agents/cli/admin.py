@@ -1,11 +1,13 @@
-"""The operator's tools: `keys`, `environment-keys` and `workspaces`. They talk to the database, not to a server."""
+"""The operator's tools: `keys`, `environment-keys`, `workspaces`, `egress-log`. They talk to the database, not to a server."""
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import orjson
 from pydantic import ValidationError
 
 from managed_agents.cli.flags import CONTEXT_SETTINGS, read_settings, variable
@@ -22,6 +24,7 @@ from managed_agents.resources.keys.schemas import UpdateKey
 from managed_agents.resources.organizations import service as organizations
 from managed_agents.resources.organizations.schemas import UpdateWorkspace
 from managed_agents.resources.rate_limits import service as rate_limits
+from managed_agents.resources.sessions import egress
 from managed_agents.web.actor import RateKind, Reach, Scope
 
 Answer = TypeVar("Answer")
@@ -249,6 +252,31 @@ def limit_workspace(workspace_id: str, creates: str | None, reads: str | None) -
     for kind in RateKind:
         of_all = organization_limits(settings)[kind]
         click.echo(f"{kind.value:7} {own.get(kind, 'none'):>9}   (organisation: {of_all} a minute)")
+
+
+@click.command(
+    "egress-log",
+    context_settings=CONTEXT_SETTINGS,
+    epilog="\b\nExamples:\n  managed-agents egress-log sesn_…\n  managed-agents egress-log sesn_… --limit 20 --json",
+)
+@click.argument("session_id")
+@click.option(
+    "--limit", type=click.IntRange(1, egress.KEPT_ENTRIES), default=100, show_default=True, help="At most so many, the newest."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def egress_log(session_id: str, limit: int, as_json: bool) -> None:
+    """Show what the sandboxes of a session asked the network for, the oldest first.
+
+    One line a request or tunnel that has ended: when, what became of it, how, to where, bytes sent and received, seconds.
+    The newest thousand of a session are kept. Paths and headers are not.
+    """
+    for access in _with_database(lambda db, _: egress.accesses(db, session_id, limit=limit)):
+        if as_json:
+            click.echo(orjson.dumps(dataclasses.asdict(access), option=orjson.OPT_UTC_Z))
+        else:
+            at, place = f"{access.at:%Y-%m-%d %H:%M:%S}", f"{access.host}:{access.port}"
+            moved = f"{access.bytes_sent:>10} {access.bytes_received:>12} {access.seconds:>9.3f}"
+            click.echo(f"{at}  {access.outcome:15}  {access.protocol:7}  {moved}  {place}")
 
 
 def _limit(value: str) -> int | None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "keys": ("managed_agents.cli.admin:keys", "Create, list, switch off and revoke API keys."),
     "environment-keys": ("managed_agents.cli.admin:environment_keys", "The keys with which workers serve an environment."),
     "workspaces": ("managed_agents.cli.admin:workspaces", "Create, list and archive workspaces; their rate limits."),
+    "egress-log": ("managed_agents.cli.admin:egress_log", "What the sandboxes of a session asked the network for."),
     "scripted-model": (
         "managed_agents.scripted_model.server:scripted_model_command",
         "The scripted model alone: a Messages API that follows a script.",

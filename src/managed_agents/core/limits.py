@@ -60,6 +60,8 @@ SNAPSHOT_BYTES_MAX = 16 * 1024 * 1024 * 1024  # compressed; a disk has 10 GB by 
 SNAPSHOT_SECONDS_MAX = 240.0
 RESTORE_SECONDS_MAX = 600.0
 PACKAGES_SECONDS_MAX = 1800.0  # to install what an environment asks for
+PACKAGES_DISK_BYTES = 10 * 1024**3  # that one install may write
+PACKAGES_IMAGES_BYTES = 50 * 1024**3  # of all images with packages on a host
 
 # Cached clones of repositories
 CLONE_BYTES_MAX = 512 * 1024 * 1024  # what is larger is cloned from its host each time

@@ -86,6 +86,14 @@ class Settings(BaseSettings):
         "", description="Environment of those installs, `NAME=value` separated by spaces: index URLs, proxies."
     )
     packages_seconds: float = Field(limits.PACKAGES_SECONDS_MAX, gt=0, description="Longest time that installs may take.")
+    packages_disk_bytes: int = Field(
+        limits.PACKAGES_DISK_BYTES, ge=1024**2, description="What one install may write to disk; beyond it it fails and says so."
+    )
+    packages_images_bytes: int = Field(
+        limits.PACKAGES_IMAGES_BYTES,
+        ge=0,
+        description="Size of all images with packages on one host, without their base; beyond it the longest unused ones go.",
+    )
     local_sandbox_unsafe: bool = Field(
         False, description="Allow the unisolated `local` backend with a model URL that is not loopback."
     )
@@ -107,7 +115,7 @@ class Settings(BaseSettings):
         "hosts, download servers.",
     )
     egress_connections: int = Field(256, ge=1, description="Network connections of one sandbox at once.")
-    egress_bytes: int = Field(100 * 1024**3, ge=1, description="Network traffic of one sandbox in its life, both directions.")
+    egress_bytes: int = Field(100 * 1024**3, ge=1, description="Network traffic of one session in its life, both directions.")
     model_base_url: str | None = Field(None, description="Messages API base URL; wins over everything.")
     model_api_key: SecretStr | None = Field(None, description="Key for MODEL_BASE_URL; else ANTHROPIC_API_KEY.")
     web_search: str | None = Field(

@@ -16,6 +16,7 @@ from managed_agents.egress.wire import Wire
 
 ACCEPT_PAUSE_SECONDS = 0.1
 FAIR_CONNECTIONS = 8  # of one sandbox, which it gets however many the others have
+FULL = "The sandbox, or this host, has too many connections open."
 logger = logging.getLogger(__name__)
 
 
@@ -54,13 +55,13 @@ class Door:
         wire, shared = Wire(sock), self._sandbox.shared
         # Those who hold many connections do not keep the others from having some.
         crowded = shared.connections >= shared.connections_in_all_max and self._connections >= FAIR_CONNECTIONS
-        full = crowded or self._connections >= shared.connections_max
+        full = crowded or self._connections >= shared.connections_max or shared.connections >= shared.connections_at_most
         self._connections += 1
         shared.connections += 1
         try:
             if full:
                 with anyio.fail_after(1):
-                    await wire.send(refusal(503, "The sandbox has too many connections open."))
+                    await wire.send(refusal(503, FULL))
             else:
                 await self._speak(wire)
         except (OSError, EOFError):

@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 class Books(Protocol):
-    """What is written down about one request."""
+    """What is written down about one request: all bytes of it between the gateway and the server, heads included."""
 
     def sent(self, size: int) -> None:
         """Raises: Refused when the budget is spent."""
@@ -129,7 +129,8 @@ class Exchange:
             (self._server, self._client.stream, self._books.received),
         ):
             if early := connection.trailing_data[0]:
-                spend(len(early))
+                if connection is self._client.connection:
+                    spend(len(early))  # what the server said early was counted when it arrived
                 with anyio.fail_after(SILENCE_SECONDS_MAX):
                     await stream.send(early)
         up = functools.partial(relay, self._client.stream, self._upstream)
@@ -169,7 +170,6 @@ class Exchange:
         while True:
             event = await self._client.event(SILENCE_SECONDS_MAX)
             if isinstance(event, h11.Data):
-                self._books.sent(len(event.data))
                 data = replacing.feed(bytes(event.data)) if replacing is not None else event.data
                 if not await self._pass(h11.Data(data=data)):
                     return False
@@ -195,7 +195,6 @@ class Exchange:
             return [*others, (b"transfer-encoding", b"chunked")], None
         body = b""
         while isinstance(event := await self._client.event(SILENCE_SECONDS_MAX), h11.Data):
-            self._books.sent(len(event.data))
             body += replacing.feed(bytes(event.data))
         if not isinstance(event, h11.EndOfMessage):
             raise ConnectionAbortedError("the client went away")
@@ -204,10 +203,11 @@ class Exchange:
 
     async def _pass(self, event: h11.Event) -> bool:
         """Say something to the server. Returns whether it listens: it may have answered and closed."""
-        data = self._server.send(event)
+        data = self._server.send(event) or b""
+        self._books.sent(len(data))
         try:
             with anyio.fail_after(SILENCE_SECONDS_MAX):
-                await self._upstream.send(data or b"")
+                await self._upstream.send(data)
         except TimeoutError:
             raise
         except OSError:
@@ -224,7 +224,9 @@ class Exchange:
                 event = self._server.next_event()
                 if event is h11.NEED_DATA:
                     with anyio.fail_after(SILENCE_SECONDS_MAX):
-                        self._server.receive_data(await self._upstream.receive())
+                        data = await self._upstream.receive()
+                    self._books.received(len(data))
+                    self._server.receive_data(data)
                     continue
             except (h11.RemoteProtocolError, OSError) as error:
                 if begun or self._link.used:
@@ -236,7 +238,6 @@ class Exchange:
                 headers = requests.forwarded(list(event.headers))
                 await self._client.send(h11.Response(status_code=event.status_code, headers=headers, reason=event.reason))
             elif isinstance(event, h11.Data):
-                self._books.received(len(event.data))
                 await self._client.send(event)
             elif isinstance(event, h11.EndOfMessage):
                 await self._client.send(h11.EndOfMessage())

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -28,6 +28,7 @@ from managed_agents.egress.visit import Credentials, Shared
 LOOK_SECONDS = 0.2
 LOCK_SECONDS = 1.0
 BACKLOG = 128
+DESCRIPTORS_EACH = 6  # of a tunnel: two sockets, and a pipe each way (`wire.splice`)
 DIRECTORY = "egress"
 SOCKET = "egress.sock"
 SOCKET_PATH_BYTES_MAX = 107
@@ -40,8 +41,16 @@ class Bounds:
     """What sandboxes may use."""
 
     connections: int = 256  # of one sandbox at once
-    connections_in_all: int = 4096
-    bytes: int = 100 * 1024**3  # of one sandbox in its life, both directions
+    connections_in_all: int = 4000  # beyond it a sandbox gets but a few
+    connections_at_most: int = 5400
+    bytes: int = 100 * 1024**3  # of one session in its life, both directions
+
+    def within(self, descriptors: int) -> "Bounds":
+        """The same, as far as half of the process's descriptors go: the other half is for whatever else it does."""
+        at_most = max(1, min(self.connections_at_most, descriptors // 2 // DESCRIPTORS_EACH))
+        return replace(
+            self, connections_at_most=at_most, connections_in_all=max(1, min(self.connections_in_all, at_most * 3 // 4))
+        )
 
 
 class Gateway:
@@ -60,7 +69,7 @@ class Gateway:
         """Without `credentials` no policy may have bindings."""
         self._run_dir = run_dir
         bounds = bounds or Bounds()
-        numbers = (bounds.connections, bounds.connections_in_all, bounds.bytes)
+        numbers = (bounds.connections, bounds.connections_in_all, bounds.connections_at_most, bounds.bytes)
         self._shared = Shared(policies, log, connector, credentials, *numbers)
         self._open: dict[Path, tuple[int, Door]] = {}
 

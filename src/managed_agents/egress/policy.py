@@ -65,7 +65,7 @@ class Policy:
     """Of `limited`: a name stands for itself, `*.` before it for everything below it and not for the name."""
     bindings: tuple[Binding, ...] = ()
     bytes_before: int = 0
-    """What the sandbox has used already, as far as it was recorded."""
+    """What the session has used already, in all of its sandboxes, as far as it was recorded."""
 
     def allows(self, host: str) -> bool:
         """Whether connections to `host`, as `normal_host` gives it, are wanted."""

@@ -47,6 +47,7 @@ class Shared:
     credentials: Credentials | None
     connections_max: int
     connections_in_all_max: int
+    connections_at_most: int
     bytes_max: int
     connections: int = 0
 
@@ -59,7 +60,7 @@ class Sandbox:
     id: str
     generation: int
     bytes_used: int | None = None
-    """With what was used before this process; unknown until a policy was read."""
+    """By its session, with what was used before this process; unknown until a policy was read."""
 
 
 @dataclass(slots=True)
@@ -87,8 +88,8 @@ class SandboxVisit:
         if policy is None:
             raise Refused("This sandbox has no session.", "blocked")
         self.session_id = policy.session_id
-        if sandbox.bytes_used is None:
-            sandbox.bytes_used = policy.bytes_before
+        # What was written down may know of more: another generation's, or what another gateway saw.
+        sandbox.bytes_used = max(sandbox.bytes_used or 0, policy.bytes_before)
         if sandbox.bytes_used >= sandbox.shared.bytes_max:
             raise Refused("The session's network traffic is used up.", "over_limit")
         # In the clear nothing is lent, and nothing is opened.
@@ -193,5 +194,6 @@ class SandboxVisit:
     def _spend(self, size: int) -> None:
         sandbox = self.sandbox
         sandbox.bytes_used = (sandbox.bytes_used or 0) + size
+        sandbox.shared.log.count(sandbox.id, size)
         if sandbox.bytes_used > sandbox.shared.bytes_max:
             raise Refused("The session's network traffic is used up.", "over_limit")

@@ -28,7 +28,7 @@ from managed_agents.egress.policy import CachedPolicies
 from managed_agents.egress.substitution import Source, Sources
 from managed_agents.egress.visit import Credentials
 from managed_agents.encryption.sealing import Sealer
-from managed_agents.processes.lifetime import until_signalled
+from managed_agents.processes.lifetime import raise_open_files, until_signalled
 from managed_agents.processes.purposes import SECRETS
 from managed_agents.processes.settings import CannotStart, key_provider
 from managed_agents.resources.sessions import repository_tokens
@@ -96,7 +96,7 @@ async def serve(settings: Settings, db: Database) -> None:
         log,
         connector=Connector(addresses.networks(settings.egress_allowed_networks), routes=routes_of(settings)),
         credentials=credentials,
-        bounds=Bounds(connections=settings.egress_connections, bytes=settings.egress_bytes),
+        bounds=_bounds(settings),
     )
     while True:
         try:
@@ -106,6 +106,18 @@ async def serve(settings: Settings, db: Database) -> None:
         except* OSError as errors:
             logger.error("egress gateway failed: %s", errors.exceptions[0])
         await anyio.sleep(RESTART_SECONDS)
+
+
+def _bounds(settings: Settings) -> Bounds:
+    wanted, open_files = Bounds(connections=settings.egress_connections, bytes=settings.egress_bytes), raise_open_files()
+    bounds = wanted.within(open_files)
+    if bounds != wanted and bounds.connections_in_all < 4 * wanted.connections:
+        logger.warning(
+            "this process may open %d files: the sandboxes of this host get %d network connections at once",
+            open_files,
+            bounds.connections_at_most,
+        )
+    return bounds
 
 
 def routes_of(settings: Settings) -> dict[tuple[str, int], tuple[str, int]]:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import resource
 import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -22,6 +23,7 @@ HTTP_DRAIN_SECONDS = 5
 GARBAGE_THRESHOLDS = (20_000, 20, 50)
 STOP_SECONDS_MAX = 12.0
 SAME_REQUEST_SECONDS = 1.0
+OPEN_FILES_MAX = 1_048_576  # what is higher costs programs that walk over all possible descriptors seconds
 
 
 class _Server(uvicorn.Server):
@@ -79,6 +81,19 @@ def settle_memory() -> None:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
+def raise_open_files() -> int:
+    """Let this process have as many files and sockets open as the system allows it, and return how many that are.
+
+    The usual soft limit of 1024 is one that `select` needs, which nothing here uses; a worker's sandboxes reach it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
 async def until_signalled(
     work: Callable[[], Awaitable[None]], drain: Callable[[], Awaitable[None]], *, drain_seconds: float = 0.0
 ) -> None:
@@ -87,6 +102,7 @@ async def until_signalled(
     A second signal ends the process on the spot, and so does a `work` that takes longer than its grace to end.
     """
     settle_memory()
+    raise_open_files()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
             scope = CancelScope()

@@ -3,6 +3,7 @@
 The file is the operator's, not the API's: whoever may create an environment must not thereby get more of the machine.
 """
 
+import logging
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +16,9 @@ from managed_agents.core.settings import Settings
 from managed_agents.processes import egress
 from managed_agents.processes.settings import CannotStart
 from managed_agents.sandbox.backend import Limits, SandboxSpec
+from managed_agents.sandbox.local import UNBOUNDED
 
+logger = logging.getLogger(__name__)
 POOL_MAX = 100
 
 
@@ -63,7 +66,16 @@ def sandbox_plan(settings: Settings) -> SandboxPlan:
     limits = Limits(**{each.name: getattr(settings, f"sandbox_{each.name}") for each in fields(Limits)})
     base = SandboxSpec("", 0, settings.sandbox_image, limits, "gateway", egress.ca_bundle(settings))
     environments = {} if settings.sandbox_environments is None else _read(settings.sandbox_environments)
+    if settings.sandbox == "local" and (idle := _without_effect(settings, environments)):
+        logger.warning("the `local` sandbox enforces no bound of memory, CPUs, processes or open files: %s", ", ".join(idle))
     return SandboxPlan(base, environments)
+
+
+def _without_effect(settings: Settings, environments: Mapping[str, EnvironmentBounds]) -> list[str]:
+    """Bounds that the operator has set and the `local` backend does not know."""
+    of_all = [f"MANAGED_AGENTS_SANDBOX_{name.upper()}" for name in UNBOUNDED if f"sandbox_{name}" in settings.model_fields_set]
+    own = [f"{key}.{name}" for key, table in environments.items() for name in UNBOUNDED if name in table.model_fields_set]
+    return of_all + own
 
 
 def _read(path: Path) -> dict[str, EnvironmentBounds]:

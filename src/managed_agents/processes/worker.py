@@ -221,7 +221,13 @@ def sandbox_backend(settings: Settings, endpoint: Endpoint) -> SandboxBackend:
             data_dir=settings.data_dir,
             run_dir=settings.effective_run_dir,
             installs=InstallSettings(
-                settings.packages_network, install_environment(settings), settings.extra_ca, settings.packages_seconds
+                settings.packages_network,
+                install_environment(settings),
+                settings.extra_ca,
+                settings.packages_seconds,
+                settings.sandbox_cpus,
+                settings.packages_disk_bytes,
+                settings.packages_images_bytes,
             ),
         )
     if not endpoint.is_loopback and not settings.local_sandbox_unsafe:

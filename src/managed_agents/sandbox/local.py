@@ -43,6 +43,8 @@ from managed_agents.sandbox.packages import installs
 START_SECONDS = 30.0
 END_SECONDS = 10.0
 POLL_SECONDS = 0.02
+UNBOUNDED = ("memory_bytes", "cpus", "pids", "open_files")
+"""The `Limits` that this backend does not hold anybody to: that takes control groups, or a user of one's own."""
 HOME = "/agent"
 CODE = "/.managed-agents"
 

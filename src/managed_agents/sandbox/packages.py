@@ -2,9 +2,10 @@
 
 A container of the base image runs one tool after the other and is committed. What packages bring may run anything at
 installation, as root of that container: it gets the engine's default capabilities but those for the network, bounds on memory,
-processes and time, the operator's index settings, and nothing of ours. Invariant: an image bears its name only when every
-install succeeded. Races: several workers of a host want the same image, or one dies installing. A lock on a file per content
-lets one install; whoever gets it removes what a dead one left. When an image was last wanted is that file's time.
+processors, processes, disk and time, the operator's index settings, and nothing of ours. The engine bounds no disk: what was
+written is looked at every two seconds, and a container that has too much is killed. Invariant: an image bears its name only
+when every install succeeded. Races: several workers of a host want the same image, or one dies installing. A lock on a file per
+content lets one install; whoever gets it removes what a dead one left. When an image was last wanted is that file's time.
 """
 
 import fcntl
@@ -34,13 +35,16 @@ logger = logging.getLogger(__name__)
 REPOSITORY = "managed-agents-packages"
 MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")  # in the order of installation
 KEPT_SECONDS = 7 * 24 * 3600.0
+SETTLED_SECONDS = 600.0  # an image that was wanted just now is about to become a sandbox
 LOOK_SECONDS = 0.2
+DISK_LOOK_SECONDS = 2.0
 ENGINE_SECONDS = 120.0
 LINES_TOLD = 20
 LINE_CHARS_MAX = 500
 MEMORY_BYTES = 4 * 1024**3
 PIDS = 1024
 CA_FILE = "/run/managed-agents-extra-ca.pem"
+BYTES_LABEL = "managed-agents.packages-bytes"  # what an image has beyond its base
 SETTINGS_FILE = "/run/managed-agents-settings.sh"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -82,6 +86,11 @@ class InstallSettings:
     """Index URLs, proxies. Not kept in the image."""
     extra_ca: Path | None = None
     seconds_max: float = limits.PACKAGES_SECONDS_MAX
+    cpus: float = 2.0
+    disk_bytes: int = limits.PACKAGES_DISK_BYTES
+    """Of one install."""
+    images_bytes: int = limits.PACKAGES_IMAGES_BYTES
+    """Of all images together, what they have beyond their base."""
 
 
 def installs(packages: Packages) -> bool:
@@ -208,12 +217,15 @@ class PackageImages:
                     self._container(base, packages, given), name=self._container_name(key)
                 )
             status = await self._run(container, said)
+            size = await self._written(container)
+            if size > self._settings.disk_bytes:  # also what was written between two looks
+                bound = f"{self._settings.disk_bytes} is the bound (MANAGED_AGENTS_PACKAGES_DISK_BYTES)"
+                raise said.failure(f"wrote {size} bytes to disk, and {bound}")
             if status != 0:
                 raise said.failure(f"failed with status {status}")
+            labels = {**self._labels(key), BYTES_LABEL: str(size)}
             async with _engine("commit an image"):
-                await container.commit(
-                    repository=REPOSITORY, tag=key, config={"Labels": self._labels(key), "Env": [], "Cmd": None}
-                )
+                await container.commit(repository=REPOSITORY, tag=key, config={"Labels": labels, "Env": [], "Cmd": None})
         finally:
             given.unlink(missing_ok=True)
             with anyio.CancelScope(shield=True):
@@ -222,16 +234,39 @@ class PackageImages:
 
     async def _run(self, container: Any, said: _Said) -> int:
         """Run the installs; what they say goes to the log as it comes."""
+        status, failure = 0, None
         try:
             with anyio.fail_after(self._settings.seconds_max):
-                await container.start()
-                async for piece in container.log(stdout=True, stderr=True, follow=True):
-                    said.feed(piece)
-                return int((await container.wait())["StatusCode"])
+                async with anyio.create_task_group() as group:
+                    try:
+                        await container.start()
+                        group.start_soon(self._watch_disk, container)
+                        async for piece in container.log(stdout=True, stderr=True, follow=True):
+                            said.feed(piece)
+                        status = int((await container.wait())["StatusCode"])
+                    except (aiodocker.DockerError, aiohttp.ClientError, OSError) as error:
+                        failure = error
+                    group.cancel_scope.cancel()
         except TimeoutError as error:
             raise said.failure(f"took more than {self._settings.seconds_max:.0f} s") from error
-        except (aiodocker.DockerError, aiohttp.ClientError, OSError) as error:
-            raise SandboxError(f"the engine failed to install packages: {error}") from error
+        if failure is not None:
+            raise SandboxError(f"the engine failed to install packages: {failure}") from failure
+        return status
+
+    async def _watch_disk(self, container: Any) -> None:
+        """End a container that has written too much; whoever waits for it finds out why it ended."""
+        while True:
+            await anyio.sleep(DISK_LOOK_SECONDS)
+            try:
+                if await self._written(container) > self._settings.disk_bytes:
+                    async with _engine("kill a container"):
+                        await container.kill()
+            except SandboxError as error:
+                logger.warning("what packages write to disk is not known now: %s", error)
+
+    async def _written(self, container: Any) -> int:
+        async with _engine("look at a container"):
+            return int((await container.show(size=1)).get("SizeRw") or 0)
 
     def _labels(self, key: str) -> dict[str, str]:
         return {
@@ -262,6 +297,7 @@ class PackageImages:
                 "Init": True,
                 "Memory": MEMORY_BYTES,
                 "MemorySwap": MEMORY_BYTES,
+                "NanoCpus": int(min(settings.cpus, os.cpu_count() or 1) * 1e9),
                 "PidsLimit": PIDS,
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}},
             },
@@ -276,21 +312,45 @@ class PackageImages:
                 if error.status not in (404, 409):  # gone, or going
                     raise
 
-    async def collect(self, *, kept_seconds: float = KEPT_SECONDS) -> list[str]:
-        """Remove images not wanted for `kept_seconds` that no container uses, and containers of installs that died."""
-        removed: list[str] = []
-        for path in sorted(self._directory.glob("*")) if self._directory.exists() else []:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                if not _try_lock(fd):
-                    continue  # an install is under way
-                await self._remove_container(path.name)
-                self._directory.with_name(f"packages-{path.name}.sh").unlink(missing_ok=True)
-                if time.time() - os.fstat(fd).st_mtime > kept_seconds and await self._remove_image(path.name):
-                    removed.append(path.name)
-            finally:
-                os.close(fd)
+    async def collect(self, *, kept_seconds: float = KEPT_SECONDS, settled_seconds: float = SETTLED_SECONDS) -> list[str]:
+        """Remove images that no container uses, and containers of installs that died.
+
+        Those not wanted for `kept_seconds` go, and where all together are too large the longest unwanted ones, except such as
+        were wanted within `settled_seconds`.
+        """
+        paths = sorted(self._directory.glob("*")) if self._directory.exists() else []
+        removed = [path.name for path in paths if await self._collect(path, kept_seconds)]
+        sizes = await self._sizes() if paths else {}
+        excess = sum(sizes.values()) - self._settings.images_bytes
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+            if excess <= 0:
+                break
+            if path.name in sizes and await self._collect(path, settled_seconds):
+                excess -= sizes[path.name]
+                removed.append(path.name)
         return removed
+
+    async def _collect(self, path: Path, unwanted_seconds: float) -> bool:
+        """Clear up after one content. Returns whether its image was removed, which was not wanted for so long."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if not _try_lock(fd):
+                return False  # an install is under way
+            await self._remove_container(path.name)
+            self._directory.with_name(f"packages-{path.name}.sh").unlink(missing_ok=True)
+            return time.time() - os.fstat(fd).st_mtime > unwanted_seconds and await self._remove_image(path.name)
+        finally:
+            os.close(fd)
+
+    async def _sizes(self) -> dict[str, int]:
+        """What each image has beyond its base, by content. Those of older releases do not say, and go by their age alone."""
+        labels = [f"{name}={value}" for name, value in self._labels("").items() if value]
+        async with _engine("list images"):
+            found = await self._client.images.list(filters={"label": labels})
+        told = [image.get("Labels") or {} for image in found]
+        return {
+            each["managed-agents.packages"]: int(each.get(BYTES_LABEL, 0)) for each in told if "managed-agents.packages" in each
+        }
 
     async def _remove_image(self, key: str) -> bool:
         """The lock's file stays: someone may be waiting for it. Removed with the image is its content only."""
@@ -303,7 +363,7 @@ class PackageImages:
                 if error.status == 409:
                     return False  # a sandbox was made from it
                 raise
-        logger.info("packages %s: image removed, nobody wanted it for long", key)
+        logger.info("packages %s: image removed, it was not wanted lately", key)
         return True
 
 

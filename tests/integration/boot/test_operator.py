@@ -1,16 +1,20 @@
 """The operator's commands, as typed: what they print, and that a server would see it."""
 
+import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 from click.testing import CliRunner, Result
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from managed_agents.cli.main import main
 from managed_agents.db.engine import Database
+from managed_agents.egress.access_log import Access
 from managed_agents.encryption.keyring import LocalKeyProvider
 from managed_agents.processes.purposes import API_KEYS
 from managed_agents.resources.environments import service as environments
@@ -18,7 +22,9 @@ from managed_agents.resources.environments.schemas import CreateEnvironment
 from managed_agents.resources.keys import service as keys
 from managed_agents.resources.keys.directory import KeyDirectory
 from managed_agents.resources.organizations import service as organizations
+from managed_agents.resources.sessions.egress import StoredPolicies
 from managed_agents.web.actor import Scope
+from tests.support import sessions
 from tests.support.server import FIRST_KEY
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +77,32 @@ async def test_the_life_of_a_key(typed: Callable[..., Result], db: Database, hma
     assert "API key not found" in (await typed("keys", "revoke", "apikey_01x", status=1)).output
     assert "is not like 90m" in (await typed("keys", "create", "--name", "x", "--expires-in", "soon", status=2)).output
     assert "name: " in (await typed("keys", "rename", key_id, "", status=1)).output
+
+
+async def test_what_a_sessions_sandboxes_reached(typed: Callable[..., Result], db: Database) -> None:
+    session_id, _ = await sessions.session(db, await sessions.workspace(db))
+    async with db.transaction() as tx:
+        bind = "INSERT INTO sandboxes (id, session_id, generation, host, state) VALUES ('sbx_1', :id, 1, 'here', 'live')"
+        await tx.execute(text(bind), {"id": session_id})
+    assert (await typed("egress-log", session_id)).output == ""
+    at = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+    entries = [
+        Access(session_id, "sbx_1", 1, at, "http", "blocked.test", 80, "blocked", 0, 0, 0.01),
+        Access(session_id, "sbx_1", 1, at + timedelta(seconds=1), "connect", "allowed.test", 443, "allowed", 512, 4096, 1.5),
+    ]
+    await StoredPolicies(db, nothing, nothing).write(entries, {})
+    first, second = (await typed("egress-log", session_id)).output.splitlines()
+    assert first.split() == ["2026-05-04", "03:02:01", "blocked", "http", "0", "0", "0.010", "blocked.test:80"]
+    assert second.split() == ["2026-05-04", "03:02:02", "allowed", "connect", "512", "4096", "1.500", "allowed.test:443"]
+    (line,) = (await typed("egress-log", session_id, "--limit", "1", "--json")).output.splitlines()
+    shown = json.loads(line)
+    assert (shown["host"], shown["at"], shown["bytes_received"]) == ("allowed.test", "2026-05-04T03:02:02Z", 4096)
+    assert "Session not found" in (await typed("egress-log", "sesn_nobody", status=1)).output
+
+
+async def nothing(*_: object) -> tuple[()]:
+    """No package hosts, no credentials."""
+    return ()
 
 
 async def test_the_life_of_a_workspace(typed: Callable[..., Result], db: Database, hmac_key: bytes) -> None:

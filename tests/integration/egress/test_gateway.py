@@ -53,7 +53,7 @@ async def test_http_connect_and_socks_reach_a_server() -> None:
         assert [(entry.protocol, entry.outcome, entry.host, entry.port) for entry in entries] == [
             (protocol, "allowed", "site.test", site.port) for protocol in ("http", "connect", "socks")
         ]
-        assert [entry.bytes_sent for entry in entries] == [0, 7, 5]
+        assert [entry.bytes_sent for entry in entries] == [len(seen), 7, 5]
         assert all(entry.session_id == "sesn_1" for entry in entries)
 
 
@@ -120,6 +120,8 @@ async def test_addresses_are_judged_however_they_are_given() -> None:
                 answer = await way.ask(request(f"{host}:{site.port}"))
                 # Some forms no resolver knows; none is reached.
                 assert status(answer) in (403, 502), (host, answer)
+        for host in ("169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "[::ffff:168.63.129.16]", "[3fff::1]"):
+            assert status(await way.ask(get(f"{host}:80"))) == 403, host
         plain = b"\5\1\0" + b"\5\1\0\1" + bytes([127, 0, 0, 1]) + site.port.to_bytes(2, "big")
         assert (await way.ask(plain))[2:4] == b"\5\2"
         mapped = b"\5\1\0" + b"\5\1\0\4" + bytes(10) + b"\xff\xff\x7f\0\0\1" + site.port.to_bytes(2, "big")

@@ -66,7 +66,12 @@ async def test_a_header_is_set_and_the_sandbox_never_sees_it() -> None:
         assert b"x-mine: yes" in seen
         assert way.lender.asked == [("sesn_1", "secret_0")]
         [entry] = await way.logged(1)
-        assert (entry.protocol, entry.outcome, entry.host, entry.bytes_received) == ("https", "allowed", "site.test", 5)
+        assert (entry.protocol, entry.outcome, entry.host, entry.bytes_received) == (
+            "https",
+            "allowed",
+            "site.test",
+            len(site.answer),
+        )
 
 
 async def test_hosts_without_credentials_are_tunnelled_unseen() -> None:
@@ -207,4 +212,6 @@ async def test_a_websocket_goes_on_through_the_gateway() -> None:
         assert b"Bearer s3cret" in site.requests[0]
         assert site.requests[1] == b"\x89\x00ping"
         [entry] = await way.logged(1)
-        assert (entry.protocol, entry.outcome, entry.bytes_sent, entry.bytes_received) == ("https", "allowed", 6, 9)
+        assert (entry.protocol, entry.outcome) == ("https", "allowed")
+        assert entry.bytes_sent == sum(map(len, site.requests))
+        assert entry.bytes_received == len(switching + b"pong")

@@ -3,10 +3,13 @@
 import functools
 import http.server
 import io
+import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -15,6 +18,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from managed_agents.sandbox import packages
 from managed_agents.sandbox.backend import PackagesFailed
 from managed_agents.sandbox.distribution import run
 from managed_agents.sandbox.docker import DockerBackend
@@ -45,6 +49,21 @@ def wheel(name: str, version: str) -> bytes:
     return made.getvalue()
 
 
+def endless_source() -> bytes:
+    """A source package whose build fills the disk and goes on."""
+    backend = (
+        "def build_wheel(*_, **__):\n    import os, time\n    open('/filled', 'wb').write(bytes(16 << 20))\n    time.sleep(600)\n"
+    )
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, content in (("pyproject.toml", project), ("backend.py", backend)):
+            entry = tarfile.TarInfo(f"filling-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content.encode()))
+    return made.getvalue()
+
+
 class Index(http.server.SimpleHTTPRequestHandler):
     """Serves a directory in the layout of a package index, and counts."""
 
@@ -68,6 +87,9 @@ def index() -> Iterator[str]:
             place = Path(directory) / "simple" / name
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{name}-{version}-py3-none-any.whl").write_bytes(wheel(name, version))
+        filling = Path(directory) / "simple" / "filling"
+        filling.mkdir()
+        (filling / "filling-1.0.tar.gz").write_bytes(endless_source())
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Index, directory=directory))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -176,6 +198,39 @@ async def test_a_failing_package_says_what_its_tool_said_and_is_tried_again(made
             await slow.prepare(IMAGE, {"pip": ["slow"]})
         await slow.aclose()
     assert left(made.installation)["containers"] == []
+    await backend.aclose()
+
+
+@pytest.mark.requirement("ENV-088")
+async def test_an_install_that_fills_the_disk_is_ended_and_told_the_bound(
+    made: Bench, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "DISK_LOOK_SECONDS", 0.1)
+    filling = installer(made.directory, index, disk_bytes=8 * 1024**2)
+    told = r"pip wrote \d+ bytes to disk, and 8388608 is the bound \(MANAGED_AGENTS_PACKAGES_DISK_BYTES\)"
+    with anyio.fail_after(SECONDS):
+        with pytest.raises(PackagesFailed, match=told):
+            await filling.prepare(IMAGE, {"pip": ["filling"]})
+    assert left(made.installation)["containers"] == []
+    await filling.aclose()
+
+
+@pytest.mark.requirement("ENV-088")
+async def test_where_images_are_too_large_together_the_longest_unwanted_goes(made: Bench, index: str) -> None:
+    backend = installer(made.directory, index, images_bytes=0)
+    images = images_of(backend)
+    with anyio.fail_after(SECONDS):
+        old = (await backend.prepare(IMAGE, {"pip": ["madetool==1.0"]})).partition(":")[2]
+        new = (await backend.prepare(IMAGE, {"pip": ["madetool==2.0"]})).partition(":")[2]
+        assert await images.collect() == []  # both are about to be used
+        sizes = await images._sizes()
+        assert sizes[old] > 0
+        assert sizes[new] > 0
+        os.utime(made.directory / "data" / "packages" / old, (0, time.time() - 3600))
+        roomier = installer(made.directory, index, images_bytes=sum(sizes.values()) - 1)
+        assert await images_of(roomier).collect(settled_seconds=-1) == [old]
+        assert await images_of(roomier).collect(settled_seconds=-1) == []
+        await roomier.aclose()
     await backend.aclose()
 
 

@@ -1,10 +1,15 @@
 """`web_fetch` against real servers: what it reads, and where it does not go."""
 
 import base64
+import json
+import sys
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
+import anyio
 import pytest
 
 from managed_agents.core import addresses
@@ -66,6 +71,74 @@ async def test_pages_become_text(site: str, name: str, shown: str, absent: str) 
     assert block["text"].startswith(f"URL: {site}/page/{name}\n")
     assert shown in block["text"]
     assert not absent or absent not in block["text"]
+
+
+async def typed(site: str, content_type: str, body: bytes, times: int = 1) -> str:
+    """What is shown of a body with that content type."""
+    query = urlencode({"type": content_type, "hex": body.hex(), "times": times})
+    return str((await fetch(f"{site}/typed?{query}"))["text"]).partition("\n\n")[2]
+
+
+@pytest.mark.requirement("WEB-114")
+@pytest.mark.parametrize(
+    ("charset", "body", "shown"),
+    [
+        ("utf-8", "é".encode(), "é"),
+        ("UTF8", "é".encode(), "é"),
+        ("iso-8859-1", b"\x80\xe9", "€é"),  # as browsers do
+        ("Shift_JIS", "日本".encode("cp932"), "日本"),
+        ("gb2312", "中文".encode("gb18030"), "中文"),
+        ("koi8-r", "да".encode("koi8_r"), "да"),
+        ("utf-16", "é".encode("utf-16-le"), "é"),
+        ("utf-16le", b"a\x00\x00\xd8b\x00", "a\ufffdb"),
+        ("windows-1253", b"a\xffb", "a\ufffdb"),
+        ("utf-8", b"\xff\xfea\x00", "a"),  # its byte order mark knows better
+        # No character encodings, whatever the interpreter thinks: read as UTF-8, or as old pages are.
+        ("undefined", b"plain", "plain"),
+        ("idna", b"xn--a..b", "xn--a..b"),
+        ("punycode", "é-1".encode(), "é-1"),
+        ("unicode_escape", b"\\ud800", "\\ud800"),
+        ("utf-7", b"+AGE-", "+AGE-"),
+        ("rot13", b"caf\xe9!", "café!"),
+        ("nonsense", b"caf\xe9!", "café!"),
+    ],
+)
+async def test_only_character_encodings_are_read(site: str, charset: str, body: bytes, shown: str) -> None:
+    assert await typed(site, f"text/plain; charset={charset}", body) == shown
+
+
+@pytest.mark.requirement("WEB-114")
+@pytest.mark.parametrize("charset", ["punycode", "windows-874"])
+async def test_no_page_keeps_a_worker_from_its_other_sessions(site: str, charset: str) -> None:
+    longest, before = 0.0, time.monotonic()
+
+    async def beat() -> None:
+        nonlocal longest, before
+        while True:
+            await anyio.sleep(0.01)
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(beat)
+        with anyio.fail_after(60):
+            assert await typed(site, f"text/plain; charset={charset}", b"\xff", 2 * 1024 * 1024)
+        group.cancel_scope.cancel()
+    # A quadratic decoder that holds the interpreter takes minutes for that; a busy machine some tenths.
+    assert longest < 5.0
+
+
+async def test_the_conversion_is_told_nothing_of_its_worker(site: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # What converts pages here says what it was told instead.
+    program = tmp_path / "converter"
+    program.write_text(f"#!{sys.executable}\nimport json, os\nprint(json.dumps([None, json.dumps(dict(os.environ))]))\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("MANAGED_AGENTS_DATABASE_URL", "postgresql://user:secret@db/agents")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setattr(sys, "executable", str(program))
+    told = json.loads(await typed(site, "text/html", b"<p>"))
+    assert told["LC_ALL"] == "C.UTF-8"
+    assert set(told) <= {"LC_ALL", "LANG", "TZ", "LD_LIBRARY_PATH", "LC_CTYPE"}  # the last is the interpreter's own
 
 
 async def test_links_are_absolute(site: str) -> None:
@@ -134,7 +207,8 @@ async def test_nothing_inside_is_reached_however_it_is_written(site: str, host: 
 
 @pytest.mark.parametrize(
     "url", ["ftp://example.com/", "file:///etc/passwd", "//example.com/", "http://", "http:///x", "gopher://x", "http://a b/",
-            "http://example.com/\r\nx: y", "http://[::1/", "javascript:1", "http://example.com:99999/"],
+            "http://example.com/\r\nx: y", "http://[::1/", "javascript:1", "http://example.com:99999/", "http://xn--/",
+            "https://xn--a.example.com/", "http://xn--0.xn--0/"],
 )  # fmt: skip
 async def test_only_http_urls_are_fetched(url: str) -> None:
     await refused(url, "url_not_allowed")
@@ -160,6 +234,8 @@ async def test_redirects_are_checked_one_by_one(site: str) -> None:
     for inside in (f"http://inside.test:{port}/page/text", f"http://127.0.0.2:{port}/", f"//inside.test:{port}/page/text"):
         await refused(f"http://public.test:{port}/redirect?to={inside}", "url_not_allowed", client=client)
     await refused(f"http://public.test:{port}/redirect?to=ftp://public.test/", "url_not_allowed", client=client)
+    for broken in ("http://xn--/", "//xn--a.test/", "https://xn--0.xn--0/x"):
+        await refused(f"http://public.test:{port}/redirect?to={broken}", "url_not_allowed", client=client)
     again = await fetch(f"http://public.test:{port}/redirect?to=/page/text%23part", client=client)
     assert again["text"].startswith(f"URL: http://public.test:{port}/page/text\n")
     assert "redirects" in await refused(f"http://public.test:{port}/loop", "url_not_accessible", client=client)

@@ -167,6 +167,21 @@ async def test_the_model_s_endpoint_searches_once_and_what_it_quotes_are_the_exc
     assert usage.cost > web_search.ONE_SEARCH.cost
 
 
+@pytest.mark.requirement("WEB-113")
+async def test_odd_blocks_of_an_endpoint_are_left_out() -> None:
+    model = SearchingModel()
+    odd = [{"type": "web_search_result", "title": "no url"}, {"url": None}, {"url": 5}, "text", None]
+    model.blocks = [
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1"},
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": None},
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [*odd, {"url": FOUND[0], "title": 7}]},
+        {"type": "text", "text": "said", "citations": [None, {"url": None, "cited_text": 1}, {"url": FOUND[0]}, "x"]},
+    ]
+    async with searching(model) as provider:
+        blocks, _ = await search(provider)
+    assert [(block["source"], block["title"]) for block in blocks] == [(FOUND[0], FOUND[0])]
+
+
 @pytest.mark.parametrize(
     ("told", "code"),
     [("max_uses_exceeded", "max_uses_exceeded"), ("query_too_long", "query_too_long"), ("something new", "unavailable")],

@@ -160,7 +160,14 @@ class GuardedClient:
                     if cut and strict:
                         raise BodyTooLarge(f"the body is larger than {size} bytes")
                     return Page(url, answer.status, content_type, charset, body, cut)
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as error:
+        except (
+            httpcore.NetworkError,
+            httpcore.ProtocolError,
+            httpcore.TimeoutException,
+            ssl.SSLError,
+            OSError,
+            UnicodeError,
+        ) as error:
             raise NotReachable(str(error) or type(error).__name__) from error
 
 
@@ -170,9 +177,10 @@ def check_url(url: str) -> None:
         raise NotAllowed("the URL is too long or contains spaces or control characters")
     try:
         parsed = httpx.URL(url)
+        host = parsed.host  # raises for names whose IDNA form is broken, `xn--` say
     except (httpx.InvalidURL, UnicodeError) as error:
         raise NotAllowed(f"it is not a URL ({error})") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 80) <= 65535:
+    if parsed.scheme not in ("http", "https") or not host or not 0 < (parsed.port or 80) <= 65535:
         raise NotAllowed("only http and https URLs can be fetched")
     if parsed.userinfo:
         raise NotAllowed("URLs with credentials are not fetched")

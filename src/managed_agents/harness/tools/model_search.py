@@ -6,7 +6,7 @@ provider. What the request uses is accounted with the call's result.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -70,21 +70,34 @@ class ModelSearch:
 
 
 def _results(content: list[Json]) -> list[Found]:
-    """The results of the search, each with the passages that were quoted from it. Raises WebError."""
+    """The results of the search, each with the passages that were quoted from it; what has no address is left out.
+
+    Endpoints behind which other models stand are not strict about these blocks. Raises WebError.
+    """
     quoted: dict[str, list[str]] = {}
     found: dict[str, Json] = {}
     for block in content:
-        if block["type"] == "web_search_tool_result":
-            results = block["content"]
+        if block.get("type") == "web_search_tool_result":
+            results = block.get("content")
             if isinstance(results, dict):
-                code = str(results.get("error_code"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+                code = str(cast(Json, results).get("error_code"))
                 raise WebError(code if code in _CODES else "unavailable", "the provider's search failed")
-            found |= {result["url"]: result for result in results}
-        for citation in block.get("citations") or ():
-            passages = quoted.setdefault(citation.get("url", ""), [])
-            if (passage := citation.get("cited_text")) and passage not in passages:
+            found |= {url: result for result in _objects(results) if (url := _text(result, "url"))}
+        for citation in _objects(block.get("citations")):
+            passages = quoted.setdefault(_text(citation, "url"), [])
+            if (passage := _text(citation, "cited_text")) and passage not in passages:
                 passages.append(passage)
     return [
-        Found(url, result.get("title") or "", "\n".join(quoted.get(url, ())) or result.get("page_age") or "")
+        Found(url, _text(result, "title"), "\n".join(quoted.get(url, ())) or _text(result, "page_age"))
         for url, result in found.items()
     ]
+
+
+def _objects(value: object) -> list[Json]:
+    listed = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast(Json, item) for item in listed if isinstance(item, dict)]
+
+
+def _text(fields: Json, name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""

@@ -4,7 +4,6 @@ Pages are written by strangers, and their conversion takes the time and memory t
 a process of its own, killed at its deadline.
 """
 
-import codecs
 import json
 import re
 import resource
@@ -13,7 +12,10 @@ from html import unescape
 
 from html_to_markdown import ConversionOptions, convert
 
+from managed_agents.harness.tools import charsets
+
 TITLE_CHARS_MAX = 500
+TEXT_CHARS_MAX = 8 * 1024 * 1024  # Markdown can be much longer than its HTML: nested quotations, say
 MEMORY_BYTES_MAX = 1024**3
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 TEXT_TYPES = frozenset(
@@ -36,7 +38,6 @@ TEXT_TYPES = frozenset(
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([a-zA-Z0-9._:-]{1,40})""", re.IGNORECASE)
 _DECLARATION_BYTES = 4096
-_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
 def kind_of(content_type: str, body: bytes) -> str:
@@ -53,26 +54,9 @@ def kind_of(content_type: str, body: bytes) -> str:
 
 
 def decoded(body: bytes, charset: str | None, *, is_html: bool) -> str:
-    """The body as text: by its byte order mark, the header, its own declaration, as UTF-8, at last as what old pages use."""
-    for mark, name in _BOMS:
-        if body.startswith(mark):
-            return body[len(mark) :].decode(name, errors="replace")
+    """The body as text, by the header's charset or by what the page declares."""
     declared = _DECLARED.search(body[:_DECLARATION_BYTES]) if is_html else None
-    for name in (charset, declared[1].decode() if declared else None):
-        if name is not None and _is_text_encoding(name):
-            return body.decode(name, errors="replace")
-    try:
-        return codecs.getincrementaldecoder("utf-8")().decode(body)  # a character cut off at the end is no error
-    except UnicodeDecodeError:
-        return body.decode("cp1252", errors="replace")
-
-
-def _is_text_encoding(name: str) -> bool:
-    try:
-        b"".decode(name)
-    except LookupError:
-        return False
-    return True
+    return charsets.decoded(body, charset, declared[1].decode() if declared else None)
 
 
 def from_html(body: bytes, charset: str | None, url: str) -> tuple[str | None, str]:
@@ -82,7 +66,7 @@ def from_html(body: bytes, charset: str | None, url: str) -> tuple[str | None, s
     options = ConversionOptions(base_url=url, skip_images=True, extract_metadata=False)
     text = convert(html.encode(errors="replace").decode(), options).content or ""
     shown = " ".join(unescape(title[1]).split())[:TITLE_CHARS_MAX] if title else None
-    return shown or None, text.strip()
+    return shown or None, text.strip()[:TEXT_CHARS_MAX]
 
 
 def main() -> None:

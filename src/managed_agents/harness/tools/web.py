@@ -1,8 +1,11 @@
 """The web tools of a worker: what `web_fetch` and `web_search` calls become. Trouble is an error outcome, told to the model."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.eventlog.events import SpanUsage
 from managed_agents.harness.tools import web_search
@@ -11,6 +14,7 @@ from managed_agents.harness.tools.web_search import SearchProvider
 from managed_agents.harness.turn import ToolCall
 from managed_agents.sandbox.backend import Outcome
 
+logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 NO_PROVIDER = "web_search is not available: this server has no search provider (MANAGED_AGENTS_WEB_SEARCH)."
@@ -41,4 +45,15 @@ class WebTools:
             content, usage = await web_search.run(self.search, call.input, config, agent)
             return Outcome(content, is_error=False), usage
         except WebError as error:
-            return Outcome([{"type": "text", "text": str(error)}], is_error=True), None
+            return _refused(error), None
+        except (SQLAlchemyError, ConnectionError):
+            raise  # of the database, while reading what the conversation has shown: the session is taken up again
+        except Exception:
+            # Supervisor: pages and search engines are written by strangers, and one that meets a bug of ours must not end the
+            # turn, again and again. spec: errors of tools are results
+            logger.exception("%s failed", call.name)
+            return _refused(WebError("unavailable", f"{call.name} failed for a reason of its own")), None
+
+
+def _refused(error: WebError) -> Outcome:
+    return Outcome([{"type": "text", "text": str(error)}], is_error=True)

@@ -5,13 +5,16 @@ new owner of the session fetches again.
 """
 
 import base64
+import functools
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import orjson
 
 from managed_agents.harness.tools import domains, pages
@@ -34,6 +37,7 @@ PDF_BYTES_MAX = 20 * 1024 * 1024  # as `read`
 CHARS_PER_TOKEN = 4
 CONVERSION_SECONDS_MAX = 30.0
 CONVERSIONS_AT_ONCE = 2
+_NEEDED = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")  # where interpreter and library are, and what the system is set to
 
 SeenUrls = Callable[[Json], Awaitable[set[str]]]
 """URLs of the conversation for a `url_sources` configuration."""
@@ -102,18 +106,25 @@ class WebFetch:
 
     async def _text(self, page: Page, *, is_html: bool) -> tuple[str | None, str]:
         if not is_html:
-            return None, pages.decoded(page.body, page.charset, is_html=False)
+            # In a thread: what a stranger wrote may take its decoder seconds.
+            decode = functools.partial(pages.decoded, page.body, page.charset, is_html=False)
+            return None, await anyio.to_thread.run_sync(decode, abandon_on_cancel=True)
         command = [sys.executable, "-I", "-m", pages.__name__, page.url, page.charset or ""]
 
         try:
             async with self._conversions:
                 with anyio.fail_after(CONVERSION_SECONDS_MAX):
-                    done = await anyio.run_process(command, input=page.body, stderr=subprocess.DEVNULL)
+                    done = await anyio.run_process(command, input=page.body, stderr=subprocess.DEVNULL, env=_environment())
         except (OSError, TimeoutError, subprocess.CalledProcessError) as error:
             logger.warning("a page cannot be turned into text: %s", type(error).__name__)
             raise WebError("unavailable", "the page cannot be turned into text") from error
         title, text = orjson.loads(done.stdout)
         return title, text
+
+
+def _environment() -> dict[str, str]:
+    """Of the conversion: native code that reads what strangers wrote is not handed this process's keys and passwords."""
+    return {name: os.environ[name] for name in _NEEDED if name in os.environ}
 
 
 def _bytes_max(content_type: str) -> tuple[int, bool]:

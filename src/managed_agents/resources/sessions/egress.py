@@ -14,6 +14,7 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from managed_agents.core.errors import NotFound
 from managed_agents.db.engine import Database
 from managed_agents.egress.access_log import Access, LogFailed
 from managed_agents.egress.policy import Binding, Policy, PolicyUnknown, normal_host
@@ -21,11 +22,12 @@ from managed_agents.egress.policy import Binding, Policy, PolicyUnknown, normal_
 KEPT_ENTRIES = 1000
 
 _POLICY = text("""
-    SELECT s.id, b.networking, b.egress_bytes, s.agent -> 'mcp_servers' AS mcp_servers
+    SELECT s.id, b.networking, s.agent -> 'mcp_servers' AS mcp_servers,
+        (SELECT CAST(sum(e.egress_bytes) AS bigint) FROM sandboxes e WHERE e.session_id = s.id) AS egress_bytes
     FROM sandboxes b JOIN sessions s ON s.id = b.session_id
     WHERE b.id = :id AND b.generation = :generation AND b.state <> 'destroyed' AND s.deleted_at IS NULL
 """)
-# Entries of sandboxes whose session was erased meanwhile are nobody's.
+# Entries of sandboxes whose session was erased meanwhile are nobody's. Their ids are given in the order of the sort.
 _WRITE = text("""
     INSERT INTO egress_log
         (session_id, sandbox_id, generation, at, protocol, host, port, outcome, bytes_sent, bytes_received, seconds)
@@ -35,10 +37,16 @@ _WRITE = text("""
         at timestamptz, protocol text, host text, port integer, outcome text, bytes_sent bigint, bytes_received bigint,
         seconds double precision)
     WHERE EXISTS (SELECT 1 FROM sandboxes b WHERE b.id = e.sandbox_id)
+    ORDER BY e.at
 """)
 _COUNT = text("""
     UPDATE sandboxes b SET egress_bytes = b.egress_bytes + u.bytes
     FROM jsonb_to_recordset(CAST(:used AS jsonb)) AS u(id text, bytes bigint) WHERE b.id = u.id
+""")
+_SESSION = text("SELECT id FROM sessions WHERE id = :id AND deleted_at IS NULL")
+_READ = text("""
+    SELECT session_id, sandbox_id, generation, at, protocol, host, port, outcome, bytes_sent, bytes_received, seconds
+    FROM egress_log WHERE session_id = :id ORDER BY id DESC LIMIT :limit
 """)
 _TRIM = text("""
     DELETE FROM egress_log l USING (
@@ -47,6 +55,18 @@ _TRIM = text("""
         FROM unnest(CAST(:session_ids AS text[])) AS w(id)
     ) AS old WHERE l.session_id = old.session_id AND l.id <= old.last
 """)
+
+
+async def accesses(db: Database, session_id: str, *, limit: int = KEPT_ENTRIES) -> list[Access]:
+    """What a session's sandboxes asked for, the oldest first: the newest `limit` of what is kept.
+
+    Raises: NotFound.
+    """
+    async with db.transaction() as tx:
+        if (await tx.execute(_SESSION, {"id": session_id})).one_or_none() is None:
+            raise NotFound(f"Session not found: {session_id}")
+        rows = (await tx.execute(_READ, {"id": session_id, "limit": limit})).mappings().all()
+    return [Access(**row) for row in reversed(rows)]
 
 
 class StoredPolicies:
@@ -76,12 +96,9 @@ class StoredPolicies:
         policy = policy_of(row.id, networking, row.mcp_servers or (), packages, row.egress_bytes)
         return dataclasses.replace(policy, bindings=tuple(bindings))
 
-    async def write(self, entries: Sequence[Access]) -> None:
+    async def write(self, entries: Sequence[Access], traffic: Mapping[str, int]) -> None:
         """As `AccessStore.write`."""
-        used: dict[str, int] = {}
-        for entry in entries:
-            used[entry.sandbox_id] = used.get(entry.sandbox_id, 0) + entry.bytes_sent + entry.bytes_received
-        counted = [{"id": key, "bytes": size} for key, size in sorted(used.items()) if size]
+        counted = [{"id": key, "bytes": size} for key, size in sorted(traffic.items()) if size]
         try:
             async with self._db.transaction() as tx:
                 await tx.execute(_WRITE, {"entries": orjson.dumps([asdict(entry) for entry in entries]).decode()})
