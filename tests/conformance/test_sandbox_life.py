@@ -68,7 +68,7 @@ async def unowned(server: Stack, session: Any) -> None:
 
 
 async def park(server: Stack, session: Any, **options: float) -> None:
-    """Stop the sandboxes of sessions at rest. One look stops fifty, and other tests have left theirs."""
+    """Stop the sandboxes of sessions at rest. One look stops fifty that run, and other tests have left theirs."""
     await unowned(server, session)
 
     async def parked() -> bool:
@@ -89,6 +89,52 @@ async def test_a_sandbox_at_rest_is_snapshotted_and_stopped_and_the_next_call_st
     assert [found.running for found in await server.backend.list() if found.id == row.id] == [False]
     assert await result(server, session) == FOUND
     assert [row.state for row in await rows(server, session)] == ["live"]
+
+
+async def test_one_that_died_at_rest_is_stopped_and_keeps_none_behind_it_from_being_stopped(server: Stack) -> None:
+    session = await session_with(server, FILL, "cat deep/note || cat note")
+    await result(server, session)
+    await unowned(server, session)
+    (row,) = await rows(server, session)
+    await server.backend.halt(row.id)
+    behind = await session_with(server, "true")
+    await result(server, behind)
+    await unowned(server, behind)
+    many = text(
+        "INSERT INTO sandboxes (id, session_id, generation, host, state, last_used_at) SELECT 'sbx_dead_' || n, :id, 100 + n, "
+        ":host, 'live', clock_timestamp() - interval '1 year' FROM generate_series(1, 120) AS n"
+    )
+    gone = await session_with(server)
+    async with server.db.transaction() as tx:
+        await tx.execute(many, {"id": gone.id, "host": HOST})
+    await collector(server).look()
+    assert {row.state for row in await rows(server, gone)} == {"destroyed"}
+    assert [row.state for row in await rows(server, behind)] == ["stopped"]
+    assert [row.state for row in await rows(server, session)] == ["stopped"]
+    assert await result(server, session) == "kept\n"
+    assert [row.state for row in await rows(server, session)] == ["live"]
+
+
+async def test_one_that_is_lost_at_rest_is_replaced_and_the_model_told_without_an_error(server: Stack) -> None:
+    session = await session_with(server, FILL, "ls")
+    await result(server, session)
+    await unowned(server, session)
+    (row,) = await rows(server, session)
+    await (await server.backend.attach(row.id)).destroy()
+    await park(server, session)
+    assert [row.state for row in await rows(server, session)] == ["destroyed"]
+    assert (await result(server, session)).split("\n") == [bindings.FRESH, "(no output)"]
+
+
+async def test_one_that_runs_though_it_is_stopped_is_stopped(server: Stack) -> None:
+    session = await session_with(server, FILL)
+    await result(server, session)
+    await park(server, session)
+    (row,) = await rows(server, session)
+    await (await server.backend.attach(row.id)).aclose()  # as a collector that came too late
+    await collector(server).look()
+    assert [found.running for found in await server.backend.list() if found.id == row.id] == [False]
+    assert [row.state for row in await rows(server, session)] == ["stopped"]
 
 
 @pytest.mark.requirement("ENV-053")

@@ -96,6 +96,25 @@ async def test_a_session_waits_for_a_place_and_says_so_and_the_one_at_rest_gives
 
 
 @pytest.mark.requirement("ENV-081")
+async def test_one_that_died_at_rest_gives_its_place_to_who_waits(narrow: Stack) -> None:
+    first = await session_of(narrow, "echo kept > f", "cat f")
+    second = await session_of(narrow, "echo second")
+    async with narrow.watching(first) as one, narrow.watching(second) as two, relieving(narrow):
+        await narrow.say(first, "go")
+        await one.idle()
+        await unowned(narrow, first)
+        await narrow.backend.halt((await rows(narrow, first))[0].id)  # as the machine's own clean-up of processes would
+        await narrow.say(second, "go")
+        await two.idle()
+        assert (await two.until("agent.tool_result")).content[0].text == "second\n"
+        assert [row.state for row in await rows(narrow, first)] == ["stopped"]
+        await unowned(narrow, second)
+        await narrow.say(first, "again")
+        await one.idle(count=2)
+        assert (await one.until("agent.tool_result", count=2)).content[0].text == "kept\n"
+
+
+@pytest.mark.requirement("ENV-081")
 async def test_who_waits_too_long_is_told_and_an_interrupt_does_not_wait(
     narrow: Stack, held: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,12 @@ class SandboxBackend(Protocol):
         """
         ...
 
+    async def halt(self, id: str) -> bool:  # noqa: A002
+        """End what may still run of a sandbox that takes no calls, and let go of what it holds of the host but its disk. Never
+        starts it; repeating is safe. False when there is no such sandbox any more.
+        """
+        ...
+
     async def list(self) -> Sequence[Labelled]:
         """Return every sandbox of this installation on this host."""
         ...

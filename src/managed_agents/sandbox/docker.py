@@ -328,6 +328,20 @@ class DockerBackend:
         await self.start(id, max(generations))
         return self._handle(id, max(generations))
 
+    async def halt(self, id: str) -> bool:  # noqa: A002
+        found = [each for each in await self._list(f"{LABEL}.sandbox={id}") if each.id == id]
+        for each in found:
+            await self.end(each.id, each.generation)
+        return bool(found)
+
+    async def end(self, id: str, generation: int) -> None:  # noqa: A002
+        """Stop a container, or nothing where it does not run, and unmount its disk, so that it holds no loop device."""
+        container = await self.find(id, generation)
+        if container is not None:
+            async with _engine("stop a container"):
+                await container.stop(t=2)
+        await disk.unmount(self._places(id, generation).home / "disk")
+
     async def list(self) -> Sequence[Labelled]:
         return await self._list()
 
@@ -352,10 +366,6 @@ class DockerBackend:
         for path in (places.home, places.run):
             if path.exists():
                 await anyio.to_thread.run_sync(shutil.rmtree, path)
-
-    async def release_disk(self, id: str, generation: int) -> None:  # noqa: A002
-        """Unmount the disk of a stopped sandbox, so that it holds no loop device."""
-        await disk.unmount(self._places(id, generation).home / "disk")
 
     async def _remove_volumes(self, id: str, generation: int) -> None:  # noqa: A002
         if self._sized:
@@ -445,11 +455,7 @@ class _ContainerHost:
         return f"the container ended with status {state['ExitCode']}{memory}"
 
     async def stop(self) -> None:
-        container = await self._backend.find(self._id, self._generation)
-        if container is not None:
-            async with _engine("stop a container"):
-                await container.stop(t=2)
-        await self._backend.release_disk(self._id, self._generation)
+        await self._backend.end(self._id, self._generation)
 
     async def destroy(self) -> None:
         await self._backend.remove(self._id, self._generation)

@@ -238,6 +238,12 @@ class LocalBackend:
         await self._start(self._places(id, max(generations)))
         return self._handle(id, max(generations))
 
+    async def halt(self, id: str) -> bool:  # noqa: A002
+        found = [each for each in await self.list() if each.id == id]
+        for each in found:
+            await self.end(self._places(each.id, each.generation))
+        return bool(found)
+
     async def list(self) -> Sequence[Labelled]:
         found: list[Labelled] = []
         root = self._data_dir / "sandboxes"

@@ -71,6 +71,19 @@ async def test_a_new_owner_attaches_and_nothing_runs_twice(bench: Bench, sandbox
         await second.aclose()
 
 
+async def test_what_is_halted_does_not_run_and_starts_again_with_its_files(bench: Bench, sandbox: Sandbox) -> None:
+    await sandbox.execute(new_call("bash", command="echo kept > file"))
+    backend = bench.backend()
+    for _ in range(2):  # it runs; it does not
+        assert await backend.halt(sandbox.id)
+        assert [found.running for found in await backend.list() if found.id == sandbox.id] == [False]
+    assert not [mount for mount in bench.traces()["mounts"] if sandbox.id in mount and "/root" not in mount]
+    assert not await backend.halt("sbx_of_nobody")
+    again = await backend.attach(sandbox.id)
+    assert text(await again.execute(new_call("bash", command="cat file"))) == "kept\n"
+    await again.aclose()
+
+
 async def test_a_lower_epoch_is_refused(sandbox: Sandbox) -> None:
     await sandbox.execute(Call("a", 5, "bash", {"command": "true"}, 60))
     with pytest.raises(StaleEpoch):

@@ -102,16 +102,19 @@ _UPLOADS = text(
 _OUTPUTS = text("SELECT output_path, sha256, size_bytes FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
-    WHERE host = :host AND state IN ('live', 'stopping') AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
+    WHERE host = :host AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
+      -- One that runs though it is `stopped` was started again by a stop that came too late.
+      AND (state IN ('live', 'stopping') OR state = 'stopped' AND id = ANY(:running))
+      AND (last_used_at, id) > (coalesce(CAST(:behind_at AS timestamptz), '-infinity'), CAST(:behind_id AS text))
       -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
-    ORDER BY last_used_at LIMIT :count
+    ORDER BY last_used_at, id LIMIT :count
 """)
 _STOPPING = text("""
-    UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state IN ('live', 'stopping') AND last_used_at = :seen
+    UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state = :state AND last_used_at = :seen
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
 """)
-_STOPPED = text("UPDATE sandboxes SET state = 'stopped' WHERE id = :id AND state = 'stopping'")
+_STOPPED = text("UPDATE sandboxes SET state = :state WHERE id = :id AND state = 'stopping'")
 _DOOM = text("""
     UPDATE sandboxes b SET state = 'destroyed'
     WHERE host = :host AND state <> 'destroyed'
@@ -215,19 +218,26 @@ async def outputs(tx: Tx, session_id: str) -> dict[str, BlobRef]:
     return {row.output_path: BlobRef(row.sha256, row.size_bytes) for row in rows}
 
 
-async def unused(tx: Tx, *, host: str, idle_seconds: float, count: int = 50) -> list[Binding]:
-    """Live sandboxes of this host whose session rests and which nobody used for `idle_seconds`, the longest unused first."""
-    return [Binding(*row) for row in await tx.execute(_UNUSED, {"host": host, "idle": idle_seconds, "count": count})]
+async def unused(
+    tx: Tx, *, host: str, idle_seconds: float, count: int = 50, running: Sequence[str] = (), behind: Binding | None = None
+) -> list[Binding]:
+    """Sandboxes of this host that should not run: the session rests and nobody used it for `idle_seconds`, the longest unused
+    first; `behind` one that was returned before. Of the stopped ones those that are in `running`.
+    """
+    values = {"host": host, "idle": idle_seconds, "count": count, "running": list(running)}
+    values |= {"behind_at": behind and behind.last_used_at, "behind_id": behind.sandbox_id if behind else ""}
+    return [Binding(*row) for row in await tx.execute(_UNUSED, values)]
 
 
 async def begin_stop(tx: Tx, binding: Binding) -> bool:
     """Claim the right to stop a sandbox; False when it was used since `binding` was read, or its session has an owner."""
-    return (await tx.execute(_STOPPING, {"id": binding.sandbox_id, "seen": binding.last_used_at})).rowcount == 1
+    values = {"id": binding.sandbox_id, "seen": binding.last_used_at, "state": binding.state}
+    return (await tx.execute(_STOPPING, values)).rowcount == 1
 
 
-async def set_stopped(tx: Tx, sandbox_id: str) -> None:
-    """Record that a sandbox that was `stopping` has stopped."""
-    await tx.execute(_STOPPED, {"id": sandbox_id})
+async def set_stopped(tx: Tx, sandbox_id: str, *, gone: bool = False) -> None:
+    """Record that a sandbox that was `stopping` has stopped; `gone`: nothing of it is left."""
+    await tx.execute(_STOPPED, {"id": sandbox_id, "state": "destroyed" if gone else "stopped"})
 
 
 async def doom(tx: Tx, *, host: str, parked_seconds: float) -> None:
