@@ -13,6 +13,7 @@ from managed_agents.processes.sandboxes import sandbox_plan
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.sandbox_pool import SandboxPool
 from managed_agents.resources.sessions import places
+from managed_agents.sandbox.backend import SandboxError
 from managed_agents.scripted_model import tool_use
 from tests.conformance.test_sandbox_life import collector, result, rows, unowned
 from tests.support.stack import TOOLSET, Gate, Stack, Variant, gate, stack
@@ -199,6 +200,37 @@ async def test_the_queue_is_fair_between_workspaces_and_first_come_within(narrow
         assert await places.waiting(tx, host=host) == 0
         await tx.execute(text("DELETE FROM sandboxes WHERE host = :host"), {"host": host})
         await tx.execute(text("DELETE FROM sessions WHERE id LIKE 'sesn\\_fair\\_%'"))
+
+
+async def test_a_sandbox_that_cannot_be_made_gives_its_place_back(narrow: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise SandboxError("the engine is not well")
+
+    session = await session_of(narrow, "echo never", "echo fine")
+    with monkeypatch.context() as patched:
+        patched.setattr(narrow.backend, "provision", fails)
+        async with relieving(narrow):
+            assert "the engine is not well" in await result(narrow, session)
+        assert {row.state for row in await rows(narrow, session)} == {"destroyed"}
+    async with relieving(narrow):
+        assert await result(narrow, await session_of(narrow, "echo other")) == "other\n"
+        assert await result(narrow, session) == "fine\n"
+
+
+async def test_what_nobody_goes_on_making_is_given_up_at_rest(narrow: Stack) -> None:
+    """As after the death of the worker that was making it, in a turn that another brought to its end without calls."""
+    session = await narrow.session()
+    making = text(
+        "INSERT INTO sandboxes (id, session_id, generation, host, state) VALUES ('sbx_half', :id, 1, :host, 'provisioning')"
+    )
+    async with narrow.db.transaction() as tx:
+        await tx.execute(making, {"id": session.id, "host": narrow.settings.effective_host_name})
+    await collector(narrow).look()
+    assert [row.state for row in await rows(narrow, session)] == ["provisioning"]
+    async with narrow.db.transaction() as tx:
+        await tx.execute(text("UPDATE sandboxes SET created_at = created_at - interval '1 hour' WHERE id = 'sbx_half'"))
+    await collector(narrow).look()
+    assert [row.state for row in await rows(narrow, session)] == ["destroyed"]
 
 
 # Made ahead

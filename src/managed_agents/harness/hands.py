@@ -53,6 +53,7 @@ RESTORED = faults.register("hands.restored", "snapshot unpacked, sandbox not rec
 CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
 PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
 PROVISION_SECONDS_MAX = 120.0
+GIVE_UP_SECONDS_MAX = 10.0
 CANCEL_SECONDS_MAX = 10.0
 ACKNOWLEDGE_SECONDS_MAX = 5.0
 STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
@@ -422,9 +423,17 @@ class SessionHands:
         if not placed or binding is None:
             raise _NoPlace
         faults.reach(BOUND)
-        if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
-            raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
-        spec = replace(spec, id=binding.sandbox_id, generation=binding.generation)
+        try:
+            if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
+                raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
+            sandbox = await self._made(replace(spec, id=binding.sandbox_id, generation=binding.generation), snapshot)
+        except SandboxError:
+            await self._give_up(binding)
+            raise
+        self._binding = binding
+        return sandbox
+
+    async def _made(self, spec: SandboxSpec, snapshot: snapshots.Snapshot | None) -> Sandbox:
         try:
             with anyio.fail_after(PROVISION_SECONDS_MAX + (limits.RESTORE_SECONDS_MAX if snapshot else 0)):
                 sandbox = await self._hands.backend.provision(spec)
@@ -437,13 +446,22 @@ class SessionHands:
             raise SandboxError(f"it could not be started ({reason(error)})") from error
         faults.reach(CREATED)
         async with self._hands.db.transaction() as tx:
-            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts.present)
+            await bindings.set_mounts(tx, spec.id, self._mounts.present)
             if snapshot is not None:
-                await repositories.inherit_states(tx, binding.sandbox_id)
-            await bindings.set_live(tx, binding.sandbox_id)
+                await repositories.inherit_states(tx, spec.id, snapshot.generation)
+            await bindings.set_live(tx, spec.id)
         faults.reach(RECORDED)
-        self._binding = binding
         return sandbox
+
+    async def _give_up(self, binding: Binding) -> None:
+        """Give back the place of a sandbox that could not be made; the collector destroys what there is of it. Best effort."""
+        with anyio.move_on_after(GIVE_UP_SECONDS_MAX):
+            try:
+                async with self._hands.db.transaction() as tx:
+                    await bindings.set_destroyed(tx, binding.sandbox_id)
+            except (SQLAlchemyError, OSError) as error:
+                # The collector does it once nobody works on the session.
+                logger.warning("sandbox of %s not given up: %s", self._session_id, type(error).__name__)
 
     async def _restore(self, sandbox: Sandbox, snapshot: snapshots.Snapshot) -> None:
         try:

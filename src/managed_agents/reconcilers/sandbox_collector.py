@@ -3,8 +3,8 @@
 Stops those whose session rests and which nobody used for a while, after a snapshot of their files; destroys those of deleted
 or archived sessions, of lower generations, too old, or stopped for long; and whatever of ours the backend knows and no row
 does: the leftovers of a crash. A snapshot takes time, in which the session may go on: the right to stop is claimed afterwards,
-and is not given for a sandbox that was used meanwhile. One that died at rest stops in the records only: it must not keep its place,
-nor what is behind it from being stopped.
+and is not given for a sandbox that was used meanwhile. One that died at rest stops in the records only: it must not keep its
+place, nor what is behind it from being stopped.
 """
 
 import logging

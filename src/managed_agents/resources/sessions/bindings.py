@@ -24,7 +24,7 @@ RESTORED = (
     "of {}. What changed later, /tmp and running processes are gone.]"
 )
 FRESH = "[The sandbox was lost and replaced by a fresh one. Files that were in it and running processes are gone.]"
-
+MAKING_SECONDS = 60.0  # a turn without calls may end while its sandbox is being made, for the next one to have it
 
 Packages = Mapping[str, Sequence[str]]
 """By manager."""
@@ -122,6 +122,9 @@ _DOOM = text("""
                        AND s.archived_at IS NULL)
            OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
            OR b.since <= clock_timestamp() - make_interval(secs => :kept)
+              AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
+           -- Whoever was making it has died, and nobody asked for it since.
+           OR b.state = 'provisioning' AND b.created_at < clock_timestamp() - make_interval(secs => :making)
               AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
            -- Everything in it is in its snapshot: nobody ran anything in it since, or at all.
            OR b.state = 'stopped' AND b.last_used_at < clock_timestamp() - make_interval(secs => :parked)
@@ -242,9 +245,10 @@ async def set_stopped(tx: Tx, sandbox_id: str, *, gone: bool = False) -> None:
 
 async def doom(tx: Tx, *, host: str, parked_seconds: float) -> None:
     """Mark as destroyed the sandboxes of this host whose session is gone or archived, whose state is too old, that a newer
-    generation replaced, and that have been stopped for `parked_seconds` and are in a snapshot.
+    generation replaced, that nobody goes on making, and that have been stopped for `parked_seconds` and are in a snapshot.
     """
-    await tx.execute(_DOOM, {"host": host, "parked": parked_seconds, "kept": limits.SANDBOX_STATE_SECONDS})
+    values = {"host": host, "parked": parked_seconds, "kept": limits.SANDBOX_STATE_SECONDS, "making": MAKING_SECONDS}
+    await tx.execute(_DOOM, values)
 
 
 async def known(tx: Tx, *, host: str) -> set[tuple[str, int]]:

@@ -44,10 +44,10 @@ _TOKEN = text("""
 """)
 _STATE = text("SELECT repositories FROM sandboxes WHERE id = :id")
 _SET_STATE = text("UPDATE sandboxes SET repositories = repositories || CAST(:state AS jsonb) WHERE id = :id")
-# What was restored into a sandbox is what the one before it had.
+# What was restored into a sandbox is what the one had of which the snapshot is.
 _INHERIT = text("""
     UPDATE sandboxes b SET repositories = coalesce((SELECT p.repositories FROM sandboxes p
-        WHERE p.session_id = b.session_id AND p.generation < b.generation ORDER BY p.generation DESC LIMIT 1), '{}')
+        WHERE p.session_id = b.session_id AND p.generation = :generation), '{}')
     WHERE b.id = :id
 """)
 
@@ -183,9 +183,9 @@ async def set_states(tx: Tx, sandbox_id: str, changed: Mapping[str, State]) -> N
     await tx.execute(_SET_STATE, {"id": sandbox_id, "state": orjson.dumps(state).decode()})
 
 
-async def inherit_states(tx: Tx, sandbox_id: str) -> None:
-    """Take over what became of repositories in the sandbox whose snapshot was restored into this one."""
-    await tx.execute(_INHERIT, {"id": sandbox_id})
+async def inherit_states(tx: Tx, sandbox_id: str, generation: int) -> None:
+    """Take over what became of repositories in the session's sandbox of `generation`, whose snapshot was restored into this one."""
+    await tx.execute(_INHERIT, {"id": sandbox_id, "generation": generation})
 
 
 def described(wanted: Sequence[Repository]) -> list[str]:
