@@ -281,6 +281,31 @@ async def test_uploads_can_be_removed(sandbox: Sandbox) -> None:
     assert [entry.path for entry in await sandbox.listing("/workspace")] == ["mine.txt"]
 
 
+async def test_an_upload_can_lie_where_a_removed_ones_directory_was(sandbox: Sandbox) -> None:
+    uploads = "/mnt/session/uploads"
+    for path in ("a/b/c.txt", "a/d.txt"):
+        await sandbox.put(f"{uploads}/{path}", b"given", "root", 0o444)
+    with pytest.raises(SandboxError):
+        await sandbox.put(f"{uploads}/a", b"", "root", 0o444)  # of which nothing is left
+    await sandbox.remove(f"{uploads}/a/b/c.txt")
+    await sandbox.put(f"{uploads}/a/b", b"file", "root", 0o444)
+    for _ in range(2):
+        await sandbox.remove(f"{uploads}/a/b")
+    await sandbox.remove(f"{uploads}/a/d.txt")
+    await sandbox.put(f"{uploads}/a", b"file", "root", 0o444)
+    shown = await sandbox.execute(new_call("bash", command=f"cd {uploads}; ls -A; cat a"))
+    assert text(shown) == "a\nfile"
+
+
+async def test_an_upload_may_have_as_long_a_name_as_there_is(sandbox: Sandbox) -> None:
+    name = "名" * 84 + ".md"
+    assert len(name.encode()) == 255
+    await sandbox.put(f"/mnt/session/uploads/{name}", b"root's", "root", 0o444)
+    await sandbox.put(f"/workspace/{name}", b"own", "agent")
+    shown = await sandbox.execute(new_call("bash", command=f"cat /mnt/session/uploads/{name} /workspace/{name}"))
+    assert text(shown) == "root'sown"
+
+
 async def test_snapshot_holds_the_files(sandbox: Sandbox) -> None:
     await sandbox.execute(new_call("write", file_path="in/side.txt", content="text"))
     await sandbox.execute(new_call("bash", command="mkfifo pipe; ln -s /etc/passwd link"))

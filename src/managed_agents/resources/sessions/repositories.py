@@ -184,7 +184,7 @@ async def set_states(tx: Tx, sandbox_id: str, changed: Mapping[str, State]) -> N
 
 
 async def inherit_states(tx: Tx, sandbox_id: str, generation: int) -> None:
-    """Take over what became of repositories in the session's sandbox of `generation`, whose snapshot was restored into this one."""
+    """Take over what became of repositories in the sandbox of `generation`, whose snapshot was restored into this one."""
     await tx.execute(_INHERIT, {"id": sandbox_id, "generation": generation})
 
 
