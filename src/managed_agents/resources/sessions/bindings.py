@@ -14,7 +14,6 @@ from typing import Any, cast
 import orjson
 from sqlalchemy import text
 
-from managed_agents.blobstore.store import BlobRef
 from managed_agents.core import ids, limits
 from managed_agents.db.engine import Tx
 from managed_agents.resources.sessions import places, snapshots
@@ -53,6 +52,16 @@ class Upload:
     path: str
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What was taken from a path below the outputs directory."""
+
+    path: str
+    sha256: str
+    size: int
+    deleted: bool
 
 
 _COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at, used_at IS NOT NULL AS used"
@@ -99,7 +108,11 @@ _UPLOADS = text(
     "SELECT r.sandbox_path, f.sha256, f.size_bytes FROM session_resources r JOIN files f ON f.id = r.file_id "
     "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.created_at, r.id"
 )
-_OUTPUTS = text("SELECT output_path, sha256, size_bytes FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
+_OUTPUTS = text("""
+    SELECT output_path, sha256, size_bytes, false AS deleted FROM files
+    WHERE session_id = :session_id AND output_path IS NOT NULL
+    UNION ALL SELECT output_path, sha256, 0, true FROM deleted_outputs WHERE session_id = :session_id
+""")
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
     WHERE host = :host AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
@@ -215,10 +228,9 @@ async def uploads(tx: Tx, session_id: str) -> list[Upload]:
     return [Upload(*row) for row in await tx.execute(_UPLOADS, {"session_id": session_id})]
 
 
-async def outputs(tx: Tx, session_id: str) -> dict[str, BlobRef]:
-    """Outputs collected so far, by path below the outputs directory."""
-    rows = await tx.execute(_OUTPUTS, {"session_id": session_id})
-    return {row.output_path: BlobRef(row.sha256, row.size_bytes) for row in rows}
+async def outputs(tx: Tx, session_id: str) -> list[Output]:
+    """Outputs collected so far, those that a client deleted since among them."""
+    return [Output(*row) for row in await tx.execute(_OUTPUTS, {"session_id": session_id})]
 
 
 async def unused(
