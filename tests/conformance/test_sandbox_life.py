@@ -1,7 +1,9 @@
 """A session's sandbox from turn to turn: stopped at rest, snapshotted, lost, replaced, too old, gone with its session."""
 
+import io
 import socket
-from collections.abc import Sequence
+import tarfile
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from managed_agents.harness.hands import CRASHED
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.sessions import bindings, snapshots
+from managed_agents.sandbox.backend import LimitHit
+from managed_agents.sandbox.handle import RunnerSandbox
 from managed_agents.scripted_model import tool_use
 from tests.support.stack import TOOLSET, Gate, Stack
 from tests.support.waiting import until
@@ -186,6 +190,44 @@ async def test_a_snapshot_that_cannot_be_restored_costs_one_call(server: Stack) 
     # The provisioning beside the model request may have met it already, or the call does.
     said = [await result(server, session), await result(server, session)]
     assert [text.split("\n")[0] for text in said if text.startswith("[")] == [bindings.FRESH]
+
+
+async def pieces(whole: bytes) -> AsyncIterator[bytes]:
+    yield whole
+
+
+def unpackable() -> bytes:
+    """An archive that is whole, and cannot be unpacked: a file is where a directory has to be."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in ("workspace/note", "workspace/note/below"):
+            archive.addfile(tarfile.TarInfo(name))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("trouble", ["unpackable", "disk"])
+async def test_a_snapshot_that_fails_whenever_it_is_restored_leaves_the_session_a_fresh_sandbox(
+    server: Stack, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await session_with(server, FILL, "ls", "ls")
+    await result(server, session)
+    await park(server, session, parked_seconds=0.0)
+    if trouble == "unpackable":
+        blob = await server.blobs.put(pieces(unpackable()), limits.SNAPSHOT_BYTES_MAX)
+        other = text("UPDATE sandbox_snapshots SET sha256 = :sha256, size_bytes = :size WHERE session_id = :id")
+        async with server.db.transaction() as tx:
+            await tx.execute(other, {"sha256": blob.sha256, "size": blob.size, "id": session.id})
+    else:
+
+        async def full(*_: object) -> None:
+            raise LimitHit("disk")
+
+        monkeypatch.setattr(RunnerSandbox, "restore", full)
+    # The provisioning beside the model request tries first, or the call does.
+    said = [await result(server, session), await result(server, session)]
+    assert [text.split("\n")[0] for text in said if text.startswith("[")] == [bindings.FRESH]
+    assert [row.state for row in await rows(server, session)][-1] == "live"
+    assert "live" not in [row.state for row in await rows(server, session)][:-1]
 
 
 @pytest.mark.requirement("ENV-057")

@@ -158,8 +158,9 @@ async def current(tx: Tx, session_id: str) -> Binding | None:
     return None if row is None else Binding(*row)
 
 
-async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: str) -> Binding | None:
-    """Bind a new sandbox of the next generation, as `provisioning`, or one made ahead like `fingerprint`.
+async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: str, fresh: bool = False) -> Binding | None:
+    """Bind a new sandbox of the next generation, as `provisioning`, or one made ahead like `fingerprint`. `fresh`: the session's
+    snapshot is not going to be restored into it.
 
     None when `epoch` is no longer the session's: roll back.
     """
@@ -167,13 +168,14 @@ async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: s
     before = (await tx.execute(_BEFORE, {"session_id": session_id})).one()
     note: str | None = before.note
     if before.used_at is not None:
-        snapshot = await snapshots.latest(tx, session_id)
+        snapshot = None if fresh else await snapshots.latest(tx, session_id)
         if snapshot is None:
             note = FRESH
         elif snapshot.taken_at < before.used_at:
             note = RESTORED.format(f"{snapshot.taken_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
     values = {"id": adopted or ids.new_id(ids.SANDBOX), "session_id": session_id, "epoch": epoch, "host": host, "note": note}
-    row = (await tx.execute(_BIND, {**values, "kept": limits.SANDBOX_STATE_SECONDS})).one_or_none()
+    kept = 0.0 if fresh else limits.SANDBOX_STATE_SECONDS
+    row = (await tx.execute(_BIND, {**values, "kept": kept})).one_or_none()
     return None if row is None else Binding(*row)
 
 
