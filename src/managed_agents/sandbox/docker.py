@@ -32,6 +32,7 @@ from managed_agents.sandbox.backend import (
     SandboxGone,
     SandboxKey,
     SandboxSpec,
+    remove_each,
 )
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.handle import RunnerSandbox
@@ -391,10 +392,7 @@ class DockerBackend:
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - await known())
-        for id, generation in orphans:  # noqa: A001
-            await self.remove(id, generation)
-        return orphans
+        return await remove_each(sorted(found - await known()), self.remove)
 
 
 def _make_egress(places: layout.Places) -> None:

@@ -34,6 +34,7 @@ from managed_agents.sandbox.backend import (
     SandboxGone,
     SandboxKey,
     SandboxSpec,
+    remove_each,
 )
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.docker import split_key
@@ -279,10 +280,11 @@ class LocalBackend:
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - await known())
-        for orphan in orphans:
-            await self.remove(self._places(*orphan))
-        return orphans
+
+        async def remove(id: str, generation: int) -> None:  # noqa: A002
+            await self.remove(self._places(id, generation))
+
+        return await remove_each(sorted(found - await known()), remove)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -186,6 +186,23 @@ async def test_attach_takes_the_highest_generation(bench: Bench, sandbox: Sandbo
     await second.aclose()
 
 
+async def test_one_that_cannot_be_removed_keeps_no_other_from_it(bench: Bench) -> None:
+    directory = bench.directory / "data" / "sandboxes"
+    directory.mkdir(parents=True, exist_ok=True)
+    stray, orphan = directory / "aaa.1", directory / "zzz.1"
+    stray.touch()  # no directory: nothing that a sandbox would leave, and nothing that can be removed like one
+    orphan.mkdir()
+
+    async def others() -> set[SandboxKey]:
+        return {(found.id, found.generation) for found in await bench.backend().list()} | {("sbx_shared", 1)}
+
+    try:
+        assert await bench.backend().collect_orphans(others) == [("zzz", 1)]
+    finally:
+        stray.unlink()
+    assert not orphan.exists()
+
+
 async def test_a_half_made_sandbox_is_made_anew(bench: Bench) -> None:
     spec = bench.spec()
     home = bench.directory / "data" / "sandboxes" / f"{spec.id}.1"
