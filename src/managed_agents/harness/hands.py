@@ -279,8 +279,8 @@ class SessionHands:
             try:
                 if (sandbox := await self._existing()) is not None:
                     await self._outputs.collect(sandbox, settled=False)
-            except (SandboxError, OSError) as error:
-                logger.warning("outputs of %s not collected: %s", self._session_id, error)
+            except (SandboxError, OSError, SQLAlchemyError) as error:
+                logger.warning("outputs of %s not collected: %s: %s", self._session_id, type(error).__name__, error)
         if scope.cancelled_caught:
             logger.warning("outputs of %s not collected: it took too long", self._session_id)
 
