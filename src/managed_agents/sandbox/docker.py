@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import anyio
 import anyio.to_thread
 from aiodocker.containers import DockerContainer
 
-from managed_agents.sandbox import disk, layout, seccomp
+from managed_agents.sandbox import disk, layout, seccomp, uids
 from managed_agents.sandbox.backend import (
     Capability,
     Known,
@@ -152,7 +151,8 @@ class DockerBackend:
             else:
                 return handle
         await self.remove(spec.id, spec.generation)
-        uid = self._uid_base + zlib.crc32(spec.id.encode()) % layout.UIDS
+        places.home.mkdir(parents=True, mode=0o711)
+        uid = self._uid_base + uids.take(self._data_dir, places.home)
         await self._prepare(places, spec, uid)
         async with _engine("create a container"):
             found = (await self._client.images.inspect(spec.image))["Config"]
@@ -165,7 +165,6 @@ class DockerBackend:
         return handle
 
     async def _prepare(self, places: layout.Places, spec: SandboxSpec, uid: int) -> None:
-        places.home.mkdir(parents=True, mode=0o711)
         places.run.mkdir(parents=True)
         places.run.chmod(0o2770)
         if spec.network == "gateway":

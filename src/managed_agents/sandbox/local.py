@@ -22,7 +22,7 @@ from typing import Any, Literal
 import anyio
 import anyio.to_thread
 
-from managed_agents.sandbox import layout
+from managed_agents.sandbox import layout, uids
 from managed_agents.sandbox.backend import (
     Capability,
     Known,
@@ -131,21 +131,7 @@ class LocalBackend:
 
     def _take_uid(self, places: layout.Places) -> int | None:
         """Return a uid no other sandbox here has: they share the machine's processes and files."""
-        if os.geteuid() != 0:
-            return None
-        slots = self._data_dir / "slots"
-        slots.mkdir(parents=True, exist_ok=True)
-        for slot in range(layout.UIDS):
-            path = slots / str(slot)
-            try:
-                path.symlink_to(places.home)  # atomic: taken, and by whom
-            except FileExistsError:
-                if path.readlink().exists():
-                    continue
-                path.unlink(missing_ok=True)  # of a sandbox that was removed
-                return self._take_uid(places)
-            return self._uid_base + slot
-        raise SandboxError(f"all {layout.UIDS} uids are taken")
+        return self._uid_base + uids.take(self._data_dir, places.home) if os.geteuid() == 0 else None
 
     async def _namespaces(self) -> Sequence[str] | None:
         """Return the command that makes namespaces here; None when there is none."""
