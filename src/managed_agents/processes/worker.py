@@ -1,13 +1,11 @@
 """The worker process: harness, hands, and the reconcilers of this host."""
 
 import contextlib
-import hashlib
 import importlib
 import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
 from typing import Protocol
 
 import anyio
@@ -47,7 +45,7 @@ from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced as files_referenced
 from managed_agents.resources.sessions import clones, snapshots
 from managed_agents.sandbox.backend import SandboxBackend, SandboxError
-from managed_agents.sandbox.docker import DockerBackend
+from managed_agents.sandbox.docker import DockerBackend, installation_of
 from managed_agents.sandbox.local import LocalBackend
 from managed_agents.sandbox.packages import InstallSettings
 
@@ -266,11 +264,6 @@ def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider 
     if settings.web_search_api_key is None:
         raise CannotStart("MANAGED_AGENTS_WEB_SEARCH=brave needs MANAGED_AGENTS_WEB_SEARCH_API_KEY")
     return Brave(settings.web_search_api_key, url.rstrip("/")) if url else Brave(settings.web_search_api_key)
-
-
-def installation_of(data_dir: Path) -> str:
-    """A short name that keeps the sandboxes of several installations on one engine apart."""
-    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
 
 
 async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:

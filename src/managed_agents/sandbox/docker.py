@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from managed_agents.sandbox.backend import (
 )
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.handle import RunnerSandbox
+from managed_agents.sandbox.package_hosts import PROBE, PROBE_SECONDS_MAX
 from managed_agents.sandbox.packages import InstallSettings, PackageImages, installs
 
 ENGINE_SECONDS = 60.0
@@ -48,6 +50,7 @@ STATE_DIRECTORY = "/run/managed-agents/state"
 CODE_DIRECTORY = "/opt/managed-agents"
 HOME = "/home/agent"
 LOG_BYTES_MAX = "1m"
+PROBE_STALE_SECONDS = 3 * PROBE_SECONDS_MAX
 
 # Directory on the session disk to path in the sandbox.
 _MOUNTS = {
@@ -139,6 +142,15 @@ class DockerBackend:
 
     async def collect_images(self) -> None:
         await self._images.collect()
+        await self._collect_probes()
+
+    async def _collect_probes(self) -> None:
+        """Remove the containers that asked an image something and whose process died before it had the answer."""
+        labels = [f"{LABEL}.installation={self._installation}", f"{LABEL}.part={PROBE}"]
+        async with _engine("remove a container"):
+            for container in await self._client.containers.list(all=1, filters=json.dumps({"label": labels})):
+                if time.time() - container["Created"] > PROBE_STALE_SECONDS:
+                    await container.delete(force=True)
 
     async def provision(self, spec: SandboxSpec) -> RunnerSandbox:
         places = self._places(spec.id, spec.generation)
@@ -421,8 +433,10 @@ def split_key(name: str) -> tuple[str, int] | None:
 
 
 def _is_sandbox(labels: Mapping[str, str]) -> bool:
-    """Leave out what holds a sandbox's volumes, and installs of packages. Every container also bears the labels of its image."""
-    return labels.get(f"{LABEL}.part") != "volumes" and labels.get(f"{LABEL}.sandbox") != "packages"
+    """Leave out what holds a sandbox's volumes, installs of packages and probes. Every container also bears the labels of its
+    image.
+    """
+    return labels.get(f"{LABEL}.part") not in ("volumes", PROBE) and labels.get(f"{LABEL}.sandbox") != "packages"
 
 
 def _labelled(container: DockerContainer) -> Labelled:
@@ -459,5 +473,5 @@ class _ContainerHost:
 
 
 def installation_of(data_dir: Path) -> str:
-    """Return a short name for the installation that keeps its data in `data_dir`."""
-    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:8]
+    """Return a short name that keeps the containers of several installations on one engine apart."""
+    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
