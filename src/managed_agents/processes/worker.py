@@ -1,6 +1,7 @@
 """The worker process: harness, hands, and the reconcilers of this host."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -144,6 +145,10 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "sandbox pool", pool.look, PLACE_LOOK_SECONDS)
+            for environment_id in plan.pools:
+                prepare = functools.partial(pool.prepare, environment_id)
+                bound = settings.packages_seconds + LOOK_SECONDS_MAX
+                group.start_soon(_forever, "packages of a sandbox pool", prepare, PLACE_LOOK_SECONDS, bound)
             if settings.sandbox_running_max:
                 group.start_soon(_forever, "sandbox places", collector.relieve, PLACE_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
@@ -266,12 +271,14 @@ def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider 
     return Brave(settings.web_search_api_key, url.rstrip("/")) if url else Brave(settings.web_search_api_key)
 
 
-async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:
+async def _forever(
+    name: str, look: Callable[[], Awaitable[object]], every_seconds: float, seconds_max: float = LOOK_SECONDS_MAX
+) -> None:
     """Supervise one reconciler: a failed look is logged and tried again."""
     trouble = Trouble(logger)
     while True:
         try:
-            with anyio.fail_after(LOOK_SECONDS_MAX):
+            with anyio.fail_after(seconds_max):
                 await look()
             trouble.over("%s works again", name)
         except (SQLAlchemyError, SandboxError, OSError, TimeoutError) as error:
