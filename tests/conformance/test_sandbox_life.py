@@ -127,7 +127,7 @@ async def test_one_that_is_lost_at_rest_is_replaced_and_the_model_told_without_a
     await (await server.backend.attach(row.id)).destroy()
     await park(server, session)
     assert [row.state for row in await rows(server, session)] == ["destroyed"]
-    assert (await result(server, session)).split("\n") == [bindings.FRESH, "(no output)"]
+    assert (await result(server, session)).split("\n") == [bindings.FRESH, ""]
 
 
 async def test_one_that_runs_though_it_is_stopped_is_stopped(server: Stack) -> None:

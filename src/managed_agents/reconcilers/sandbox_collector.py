@@ -74,15 +74,17 @@ class SandboxCollector:
         async with self._db.transaction() as tx:
             count = await places.waiting(tx, host=self._host)
         if count:
-            await self._stop_unused(idle_seconds=0.0, snapshot=True, count=count)
+            await self._stop_unused(idle_seconds=0.0, snapshot=True, count=count, places_only=True)
 
     async def _known(self) -> set[tuple[str, int]]:
         async with self._db.transaction() as tx:
             return await bindings.known(tx, host=self._host)
 
-    async def _stop_unused(self, *, idle_seconds: float, snapshot: bool, count: int | None = LOOK_COUNT_MAX) -> None:
-        """Stop up to `count` sandboxes at rest, the longest unused first, and record the stop of those that died there. One that
-        cannot be stopped does not count: those behind it have their turn.
+    async def _stop_unused(
+        self, *, idle_seconds: float, snapshot: bool, count: int | None = LOOK_COUNT_MAX, places_only: bool = False
+    ) -> None:
+        """Stop up to `count` sandboxes at rest, the longest unused first, and record the stop of those that died there, which
+        count as well when it is about `places_only`. One that cannot be stopped never does: those behind it have their turn.
         """
         running = {labelled.id for labelled in await self._backend.list() if labelled.running}
         stopped, behind = 0, None
@@ -95,10 +97,11 @@ class SandboxCollector:
             if not unused:
                 return
             behind = unused[-1]
-            stopped += await self._stop_all(unused, running, snapshot=snapshot)
+            done = await self._stop_all(unused, running, snapshot=snapshot)
+            stopped += sum(places_only or binding.sandbox_id in running for binding in done)
 
-    async def _stop_all(self, unused: Sequence[Binding], running: set[str], *, snapshot: bool) -> int:
-        """Returns how many were stopped."""
+    async def _stop_all(self, unused: Sequence[Binding], running: set[str], *, snapshot: bool) -> Sequence[Binding]:
+        """Returns those that were stopped."""
         stopped: list[Binding] = []
 
         async def stop(binding: Binding) -> None:
@@ -115,7 +118,7 @@ class SandboxCollector:
         async with anyio.create_task_group() as group:
             for binding in unused:
                 group.start_soon(stop, binding)
-        return len(stopped)
+        return stopped
 
     async def _stop(self, binding: Binding, *, snapshot: bool) -> bool:
         """False when it was used meanwhile. Raises: SandboxError."""
