@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from managed_agents.processes import egress
+from managed_agents.resources.sessions import bindings
 from managed_agents.scripted_model import tool_use
 from tests.support.egress import server as web_server
 from tests.support.stack import TOOLSET, Stack, stack
@@ -78,6 +79,13 @@ async def test_a_session_in_a_limited_environment(postgres_url: str, template: s
         async with gateway(running):
             [third] = shown(await running.turn(session))
         assert third.startswith("helloother.test is not among the hosts")
+        # Nor would it reach this session's next one.
+        async with running.db.transaction() as tx:
+            epoch = (await tx.execute(text("SELECT epoch FROM sessions WHERE id = :id"), {"id": session.id})).scalar_one()
+            binding = await bindings.bind(tx, session.id, epoch=epoch, host="another", fingerprint="none")
+            assert binding is not None
+            assert (binding.generation, binding.networking) == (2, {**limited, "allow_mcp_servers": False})
+            await tx.rollback()
         async with running.db.transaction() as tx:
             entries = (await tx.execute(text("SELECT session_id, protocol, host, outcome FROM egress_log ORDER BY id"))).all()
             used = (await tx.execute(text("SELECT egress_bytes FROM sandboxes"))).scalar_one()

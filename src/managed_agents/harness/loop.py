@@ -124,6 +124,7 @@ class SessionRunner:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
             group.start_soon(self._learn)
+            group.start_soon(self._parts.appender.look, self.claim.session_id)
         faults.reach(TURN_LOADED)
         if self.claim.harness not in (None, *self._parts.harnesses):
             await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')

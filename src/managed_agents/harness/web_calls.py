@@ -1,4 +1,6 @@
-"""Calls of the web tools in one session: under its agent's settings, with its conversation, large outputs kept in its sandbox."""
+"""Calls of the web tools in one session: under its agent's settings and its environment's networking, with its conversation,
+large outputs kept in its sandbox.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,10 +29,12 @@ class WebCalls:
         self._claim = claim
         self._agent = agent
         self._hands = hands
+        limited = web.follow_networking and claim.networking["type"] == "limited"
+        self._bounds: Json = {"allowed_hosts": claim.networking.get("allowed_hosts", [])} if limited else {}
 
     async def run(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
         """Run `call`; also what it cost by itself."""
-        config = definitions.settings_of(call.name, self._agent["tools"])
+        config = {**definitions.settings_of(call.name, self._agent["tools"]), **self._bounds}
         outcome, usage = await self._web.run(call, config, self._agent, self._seen)
         content = [await self._shortened(call, block) for block in outcome.content]
         return Outcome(content, outcome.is_error), usage

@@ -255,7 +255,7 @@ def web_tools(settings: Settings, client: ModelClient) -> WebTools:
         CannotStart: the search provider takes a key, and there is none.
     """
     guarded = GuardedClient(exceptions=addresses.networks(settings.web_allowed_networks))
-    return WebTools(WebFetch(guarded), _search_provider(settings, client))
+    return WebTools(WebFetch(guarded), _search_provider(settings, client), follow_networking=settings.web_networking == "on")
 
 
 def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider | None:

@@ -183,3 +183,41 @@ async def test_an_api_that_writes_between_is_never_written_over(db: Database) ->
             spent = SpanUsage(1, 2) if stored.type == "span.model_request_end" else None
             fold.apply(again, thread, stored.type, stored.processed_at, spent)
         assert again == session_state_of(await row(db, "sessions", session_id))
+
+
+async def test_a_session_that_was_looked_at_takes_one_statement(db: Database) -> None:
+    session_id, thread_id = await owned(db)
+    async with appender(db) as writer:
+        await writer.look(session_id)
+        with statements(db) as seen:
+            await writer.append(group(session_id, ev.running(thread_id, "a")))
+        assert len(seen) == 1
+        await writer.look("sess_nowhere")
+    assert (await row(db, "session_threads", thread_id)).status == "running"
+
+
+@pytest.mark.parametrize("assignment", ["epoch = epoch + 1", "owner = NULL", "deleted_at = now()"])
+async def test_what_changed_since_the_look_is_seen(db: Database, assignment: str) -> None:
+    session_id, thread_id = await owned(db)
+    async with appender(db) as writer:
+        await writer.look(session_id)
+        await change(db, session_id, assignment)
+        with pytest.raises((log.LeaseLost, log.SessionGone)):
+            await writer.append(group(session_id, ev.running(thread_id, "a")))
+    assert not await rows(db, session_id)
+
+
+async def test_many_appends_at_once_are_read_together_instead(db: Database) -> None:
+    looked_at, _ = await owned(db)
+    others = [await owned(db) for _ in range(6)]
+    async with appender(db) as writer, db.transaction() as held:
+        # Nothing can be written before the looks.
+        await held.execute(text("LOCK TABLE events IN ACCESS EXCLUSIVE MODE"))
+        async with anyio.create_task_group() as tasks:
+            for session_id, thread_id in others:
+                tasks.start_soon(writer.append, group(session_id, ev.running(thread_id, "a")))
+            await anyio.wait_all_tasks_blocked()
+            with statements(db) as seen:
+                await writer.look(looked_at)
+            await held.rollback()
+    assert not seen

@@ -1,9 +1,13 @@
-"""Domain rules of the web tools: a rule covers a host and its subdomains, and below a path prefix where it has one. Pure."""
+"""Where the web tools may go: a domain rule covers a host and its subdomains, and below a path prefix where it has one. Beside
+the agent's rules there may be `allowed_hosts` of a limited environment, which are read as the gateway reads them. Pure.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
+
+from managed_agents.egress.policy import matches
 
 
 def hostname(url: str) -> str | None:
@@ -26,9 +30,12 @@ def _covers(rule: str, host: str, path: str) -> bool:
 
 
 def permitted(url: str, config: dict[str, Any]) -> bool:
-    """Whether the lists of a web tool's configuration let `url` through."""
+    """Whether the lists of a web tool's configuration, and the hosts of its session's environment, let `url` through."""
     host = hostname(url)
     if host is None:
+        return False
+    hosts: Sequence[str] | None = config.get("allowed_hosts")
+    if hosts is not None and not any(matches(pattern, host) for pattern in hosts):
         return False
     path = httpx.URL(url).path
     rules: Sequence[str] | None = config.get("allowed_domains")

@@ -22,6 +22,8 @@ class WebTools:
 
     fetch: WebFetch
     search: SearchProvider | None
+    # `allowed_hosts` of a limited environment bounds them, as it bounds the sandbox.
+    follow_networking: bool = True
 
     @property
     def missing(self) -> Mapping[str, str]:

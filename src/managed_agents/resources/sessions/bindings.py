@@ -68,20 +68,13 @@ _COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, l
 _CURRENT = text(
     f"SELECT {_COLUMNS} FROM sandboxes WHERE session_id = :session_id AND state <> 'destroyed' ORDER BY generation DESC LIMIT 1"
 )
-# A session keeps the environment it began with: packages are those of the sandbox before, when there was one.
-_PACKAGES = """
-    SELECT coalesce(
-        (SELECT b.packages FROM sandboxes b WHERE b.session_id = s.id ORDER BY b.generation DESC LIMIT 1),
-        (SELECT e.config->'packages' FROM environments e WHERE e.id = s.environment_id)) AS packages
-    FROM sessions s WHERE s.id = :session_id
-"""
-_READ_PACKAGES = text(f"SELECT s.environment_id, ({_PACKAGES}) AS packages FROM sessions s WHERE s.id = :session_id")
+# A session keeps the environment it began with.
+_PACKAGES = text("SELECT environment_id, environment_config->'packages' AS packages FROM sessions WHERE id = :session_id")
 _ENVIRONMENTS = text("SELECT id, config->'packages' AS packages FROM environments WHERE id = ANY(:ids) AND archived_at IS NULL")
 _BIND = text(f"""
     INSERT INTO sandboxes (id, session_id, generation, host, state, networking, packages, note, since)
     SELECT :id, s.id, coalesce((SELECT max(generation) FROM sandboxes WHERE session_id = s.id), 0) + 1, :host, 'provisioning',
-        (SELECT e.config -> 'networking' FROM environments e WHERE e.id = s.environment_id),
-        ({_PACKAGES}), CAST(:note AS text),
+        s.environment_config -> 'networking', s.environment_config -> 'packages', CAST(:note AS text),
         coalesce((SELECT n.since FROM sandbox_snapshots n WHERE n.session_id = s.id
                   AND n.since > clock_timestamp() - make_interval(secs => :kept)), clock_timestamp())
     FROM sessions s WHERE s.id = :session_id AND s.epoch = :epoch AND s.deleted_at IS NULL
@@ -181,7 +174,7 @@ async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: s
 
 async def packages(tx: Tx, session_id: str) -> tuple[str, Packages]:
     """The session's environment, and what its sandboxes have installed."""
-    row = (await tx.execute(_READ_PACKAGES, {"session_id": session_id})).one()
+    row = (await tx.execute(_PACKAGES, {"session_id": session_id})).one()
     return row.environment_id, _packages(row.packages)
 
 

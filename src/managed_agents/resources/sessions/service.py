@@ -22,7 +22,7 @@ from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.tables import SESSIONS, THREADS
 from managed_agents.resources.agents import service as agents
 from managed_agents.resources.environments import service as environments
-from managed_agents.resources.sessions import budgets, inputs, mounts
+from managed_agents.resources.sessions import budgets, inputs, mounts, web_domains
 from managed_agents.resources.sessions.present import session_json
 from managed_agents.resources.sessions.schemas import CreateSession, ListSessions, UpdateSession
 from managed_agents.web import metadata, pagination
@@ -52,6 +52,8 @@ class Sessions:
     sealing: Sealing
     web_search: bool = False
     """Whether the workers have a search provider."""
+    web_networking: bool = True
+    """Whether `allowed_hosts` of a limited environment bounds the web tools."""
 
     async def create(self, workspace_id: WorkspaceId, body: CreateSession) -> Json:
         """Create a session: idle, or running when it has initial events.
@@ -64,6 +66,8 @@ class Sessions:
         async with self.db.transaction() as tx:
             agent = await agents.resolve_for_session(tx, workspace_id, body.agent, web_search=self.web_search)
             environment = await environments.usable_for_session(tx, workspace_id, body.environment_id)
+            if self.web_networking:
+                web_domains.check(agent["tools"], environment.config)
             at: datetime = (await tx.execute(select(func.clock_timestamp()))).scalar_one()
             await tx.execute(
                 insert(SESSIONS).values(
@@ -124,7 +128,7 @@ class Sessions:
             head = await lock_session(tx, workspace_id, session_id)
             if head.archived:
                 raise InvalidRequest(f"Session {session_id} is archived and cannot be modified")
-            columns = (SESSIONS.c.title, SESSIONS.c.metadata, SESSIONS.c.agent)
+            columns = (SESSIONS.c.title, SESSIONS.c.metadata, SESSIONS.c.agent, SESSIONS.c.environment_config)
             stored = (await tx.execute(select(*columns).where(SESSIONS.c.id == session_id))).one()
             changed: Json = {}
             if "title" in sent and body.title != stored.title:
@@ -134,6 +138,8 @@ class Sessions:
                 changed["metadata"] = labels
             if body.agent.model_fields_set:
                 agent = agents.updated_for_session(stored.agent, body.agent, web_search=self.web_search)
+                if self.web_networking:
+                    web_domains.check(agent["tools"], stored.environment_config)
                 if _busy(head) is not None or head.owner is not None:
                     raise InvalidRequest(
                         f"agent: tools and mcp_servers of session {session_id} can only be changed while it is idle"

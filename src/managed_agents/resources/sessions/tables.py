@@ -48,12 +48,12 @@ class SandboxRow(Base):
     host: Mapped[str] = mapped_column(Text)
     # What was mounted into it: path → SHA-256. Its owner compares this with the session's resources.
     mounts: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
-    # The environment's networking when the sandbox was bound: later changes of the environment do not reach it.
+    # The environment's networking when the session was created: later changes of the environment do not reach it.
     networking: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text('\'{"type": "unrestricted"}\''))
     egress_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     # provisioning | live | stopping | stopped | destroyed
     state: Mapped[str] = mapped_column(Text)
-    # The environment's packages as of the session's first sandbox: later ones are made alike.
+    # The environment's packages when the session was created.
     packages: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     # What became of the session's repositories in it, by resource: absent before they were cloned.
     repositories: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
