@@ -5,7 +5,7 @@ between doing and recording only makes the next owner do it again.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import anyio
@@ -83,7 +83,7 @@ class Mounts:
 
 
 @contextmanager
-def _noting(failed: dict[str, str], path: str) -> Iterator[None]:
+def _noting(failed: dict[str, str], path: str) -> Generator[None]:
     try:
         yield
     except (SandboxGone, SandboxUnreachable):
