@@ -1,5 +1,7 @@
 """One whole session in a real container: a file goes in, a report comes out."""
 
+from typing import Any
+
 import pytest
 
 from managed_agents.scripted_model import tool_use
@@ -42,3 +44,20 @@ async def test_a_session_in_a_container(postgres_url: str, template: str) -> Non
         await server.client.beta.sessions.delete(session.id)
         await server.reconcile()
         assert await server.backend.list() == []
+
+
+async def test_a_full_disk_and_a_file_to_mount_leave_a_way_to_make_room(postgres_url: str, template: str) -> None:
+    commands = ["head -c 1G /dev/zero > fill", "rm fill; echo room", "cat /mnt/session/uploads/late.txt | wc -c"]
+    replies: list[Any] = []
+    for command in commands:
+        replies += [[tool_use("bash", command=command)], "done"]
+    async with stack(postgres_url, template, sandbox="docker") as server:
+        file = await server.upload(b"l" * 1024 * 1024)
+        session = await server.session(replies, tools=TOOLSET)
+        await server.turn(session)
+        await server.client.beta.sessions.resources.add(session.id, type="file", file_id=file.id, mount_path="late.txt")
+        said = [(await server.turn(session)).logged for _ in range(2)]
+    first, second = (next(event for event in logged if event.type == "agent.tool_result") for logged in said)
+    assert first.content[0].text.startswith("[Mounted files are not up to date: /mnt/session/uploads/late.txt (")
+    assert first.content[0].text.endswith("]\nroom\n")
+    assert second.content[0].text == f"{1024 * 1024}\n"

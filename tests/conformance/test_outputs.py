@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from managed_agents.core import limits
+from managed_agents.harness import outputs as harvesting
 from managed_agents.scripted_model import tool_use
 from tests.support.stack import BETA, TOOLSET, Gate, Stack
 from tests.support.waiting import until
@@ -91,3 +92,64 @@ async def test_outputs_are_bounded_in_number(server: Stack, monkeypatch: pytest.
         await server.say(session, "go")
         await watch.idle(2)
     assert await outputs(server, session) == {"1": b"1\n", "2": b"2\n", "3": b"new\n"}
+
+
+async def test_files_beyond_the_bound_cost_the_log_one_line(
+    server: Stack, held: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "OUTPUT_FILES_MAX", 2)
+    monkeypatch.setattr(harvesting, "LOOK_SECONDS", 0.05)
+    script = f"cd {OUTPUTS}; touch $(seq 1 500); {held.command}; echo last > {OUTPUTS}/1"
+    session = await server.session([[tool_use("bash", command=script)], "done"], tools=TOOLSET)
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await held.started()
+        await until(lambda: outputs(server, session))
+        held.open()
+        await watch.idle()
+    assert (await outputs(server, session))["1"] == b"last\n"
+    said = [record.getMessage() for record in caplog.records if "not collected" in record.getMessage()]
+    lines = [line for line in said if session.id in line]
+    assert lines[-1] == f"outputs of {session.id} not collected: {{'the session has 2 outputs': 498}}"
+    assert len(lines) == len(set(lines)) < 20  # the first looks may have seen some of them
+
+
+async def delete(server: Stack, session: Any, name: str) -> None:
+    files = [f async for f in server.client.beta.files.list(scope_id=session.id, betas=[BETA])]
+    (file,) = [file for file in files if file.filename == name]
+    await server.client.beta.files.delete(file.id)
+
+
+@pytest.mark.requirement("ENV-095")
+async def test_a_deleted_output_comes_back_with_new_content_only(server: Stack) -> None:
+    commands = [f"cd {OUTPUTS}; echo one > a; echo other > b", "true", f"touch {OUTPUTS}/a", f"echo two > {OUTPUTS}/a"]
+    commands.append(f"echo one > {OUTPUTS}/a")
+    replies: list[Any] = []
+    for command in commands:
+        replies += [[tool_use("bash", command=command)], "done"]
+    session = await server.session(replies, tools=TOOLSET)
+    await server.turn(session)
+    await delete(server, session, "a")
+    for _ in range(2):
+        await server.turn(session)
+        assert await outputs(server, session) == {"b": b"other\n"}
+    await server.turn(session)
+    assert await outputs(server, session) == {"a": b"two\n", "b": b"other\n"}
+    await server.turn(session)
+    assert await outputs(server, session) == {"a": b"one\n", "b": b"other\n"}
+
+
+@pytest.mark.requirement("ENV-095")
+async def test_deleting_an_output_makes_room_for_another(server: Stack, held: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "OUTPUT_FILES_MAX", 1)
+    script = f"cd {OUTPUTS}; echo 1 > 1; echo 2 > 2; {held.command}"
+    session = await server.session([[tool_use("bash", command=script)], "done"], tools=TOOLSET)
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await held.started()
+        assert await until(lambda: outputs(server, session)) == {"1": b"1\n"}
+        await delete(server, session, "1")
+        assert await until(lambda: outputs(server, session)) == {"2": b"2\n"}
+        held.open()
+        await watch.idle()
+    assert await outputs(server, session) == {"2": b"2\n"}

@@ -194,6 +194,32 @@ async def test_a_rotated_token_counts_from_the_next_request_on(hands: Stack, hos
     assert "pulled" not in second
 
 
+@pytest.mark.requirement("SES-096")
+async def test_a_repository_that_failed_is_cloned_once_its_token_is_rotated(hands: Stack, host: GitHost) -> None:
+    host.repository("acme/late", tokens={ROTATED})
+    look = bash("cat late/README.md 2> /dev/null || echo none")
+    session = await hands.session(
+        [look, "a", look, "b", look, "c", look, "d"],
+        tools=TOOLSET,
+        resources=[resource("acme/late", authorization_token=TOKEN)],
+    )
+
+    async def rotate(token: str) -> None:
+        await hands.client.beta.sessions.resources.update(
+            session.resources[0].id, session_id=session.id, authorization_token=token
+        )
+
+    async with hands.watching(session) as watch:
+        for turn, token in enumerate((None, "ghp_another_wrong_one", None, ROTATED), start=1):
+            if token is not None:
+                await rotate(token)
+            await hands.say(session, "go")
+            await watch.idle(turn)
+    # Tried at the start and after each rotation, and told each time.
+    assert [error.type for error in errors(watch)] == ["repository_authentication_error"] * 2
+    assert shown(watch) == ["none\n"] * 3 + ["acme/late\n"]
+
+
 @pytest.mark.requirement("SES-097")
 async def test_a_token_goes_to_git_requests_of_its_repository_only(hands: Stack, host: GitHost) -> None:
     """In a limited network without exceptions: the repository can be reached, nothing else of its host."""

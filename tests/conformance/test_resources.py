@@ -1,10 +1,12 @@
 """Resources of a session: the endpoints, and files that come and go while it lives."""
 
+import hashlib
 from typing import Any
 
 import anthropic
 import pytest
 
+from managed_agents.blobstore.store import BlobRef
 from managed_agents.scripted_model import tool_use
 from tests.support.stack import BETA, TOOLSET, Gate, Stack
 
@@ -113,6 +115,36 @@ async def test_a_file_added_while_it_runs_is_there_for_the_next_call(server: Sta
         await watch.idle()
     assert shown(watch)[-1].startswith("./late.txt late")
     assert watch.types.count("session.status_idle") == 1
+
+
+async def test_a_file_may_lie_where_a_removed_ones_directory_was(server: Stack) -> None:
+    file = await server.upload(b"x")
+    look = [tool_use("bash", command=SHOW)]
+    session = await server.session(
+        [look, "a", look, "b"], tools=TOOLSET, resources=[{"type": "file", "file_id": file.id, "mount_path": "/data/deep/a.csv"}]
+    )
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await watch.idle()
+        await server.client.beta.sessions.resources.delete(session.resources[0].id, session_id=session.id)
+        await server.client.beta.sessions.resources.add(session.id, type="file", file_id=file.id, mount_path="/data")
+        await server.say(session, "go")
+        await watch.idle(2)
+    assert [text.split("\n")[0] for text in shown(watch)] == ["./data/deep/a.csv x", "./data x"]
+
+
+@pytest.mark.requirement("SES-063")
+async def test_a_file_that_cannot_be_mounted_is_told_and_keeps_no_call_from_running(server: Stack) -> None:
+    lost, fine = await server.upload(b"these bytes get lost"), await server.upload(b"fine")
+    await server.blobs.delete(BlobRef(hashlib.sha256(b"these bytes get lost").hexdigest(), 20))
+    session = await server.session(
+        [[tool_use("bash", command=SHOW)], "done"],
+        tools=TOOLSET,
+        resources=[{"type": "file", "file_id": each.id, "mount_path": path} for each, path in ((lost, "/a"), (fine, "/b"))],
+    )
+    note, _, rest = shown(await server.turn(session))[0].partition("\n")
+    assert note.startswith(f"[Mounted files are not up to date: {UPLOADS}/a (")
+    assert rest == "./b fine\n"
 
 
 @pytest.mark.requirement("SES-065")

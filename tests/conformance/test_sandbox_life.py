@@ -1,7 +1,9 @@
 """A session's sandbox from turn to turn: stopped at rest, snapshotted, lost, replaced, too old, gone with its session."""
 
+import io
 import socket
-from collections.abc import Sequence
+import tarfile
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from managed_agents.harness.hands import CRASHED
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.sessions import bindings, snapshots
+from managed_agents.sandbox.backend import LimitHit
+from managed_agents.sandbox.handle import RunnerSandbox
 from managed_agents.scripted_model import tool_use
 from tests.support.stack import TOOLSET, Gate, Stack
 from tests.support.waiting import until
@@ -68,7 +72,7 @@ async def unowned(server: Stack, session: Any) -> None:
 
 
 async def park(server: Stack, session: Any, **options: float) -> None:
-    """Stop the sandboxes of sessions at rest. One look stops fifty, and other tests have left theirs."""
+    """Stop the sandboxes of sessions at rest. One look stops fifty that run, and other tests have left theirs."""
     await unowned(server, session)
 
     async def parked() -> bool:
@@ -89,6 +93,52 @@ async def test_a_sandbox_at_rest_is_snapshotted_and_stopped_and_the_next_call_st
     assert [found.running for found in await server.backend.list() if found.id == row.id] == [False]
     assert await result(server, session) == FOUND
     assert [row.state for row in await rows(server, session)] == ["live"]
+
+
+async def test_one_that_died_at_rest_is_stopped_and_keeps_none_behind_it_from_being_stopped(server: Stack) -> None:
+    session = await session_with(server, FILL, "cat deep/note || cat note")
+    await result(server, session)
+    await unowned(server, session)
+    (row,) = await rows(server, session)
+    await server.backend.halt(row.id)
+    behind = await session_with(server, "true")
+    await result(server, behind)
+    await unowned(server, behind)
+    many = text(
+        "INSERT INTO sandboxes (id, session_id, generation, host, state, last_used_at) SELECT 'sbx_dead_' || n, :id, 100 + n, "
+        ":host, 'live', clock_timestamp() - interval '1 year' FROM generate_series(1, 120) AS n"
+    )
+    gone = await session_with(server)
+    async with server.db.transaction() as tx:
+        await tx.execute(many, {"id": gone.id, "host": HOST})
+    await collector(server).look()
+    assert {row.state for row in await rows(server, gone)} == {"destroyed"}
+    assert [row.state for row in await rows(server, behind)] == ["stopped"]
+    assert [row.state for row in await rows(server, session)] == ["stopped"]
+    assert await result(server, session) == "kept\n"
+    assert [row.state for row in await rows(server, session)] == ["live"]
+
+
+async def test_one_that_is_lost_at_rest_is_replaced_and_the_model_told_without_an_error(server: Stack) -> None:
+    session = await session_with(server, FILL, "ls")
+    await result(server, session)
+    await unowned(server, session)
+    (row,) = await rows(server, session)
+    await (await server.backend.attach(row.id)).destroy()
+    await park(server, session)
+    assert [row.state for row in await rows(server, session)] == ["destroyed"]
+    assert (await result(server, session)).split("\n") == [bindings.FRESH, ""]
+
+
+async def test_one_that_runs_though_it_is_stopped_is_stopped(server: Stack) -> None:
+    session = await session_with(server, FILL)
+    await result(server, session)
+    await park(server, session)
+    (row,) = await rows(server, session)
+    await (await server.backend.attach(row.id)).aclose()  # as a collector that came too late
+    await collector(server).look()
+    assert [found.running for found in await server.backend.list() if found.id == row.id] == [False]
+    assert [row.state for row in await rows(server, session)] == ["stopped"]
 
 
 @pytest.mark.requirement("ENV-053")
@@ -140,6 +190,44 @@ async def test_a_snapshot_that_cannot_be_restored_costs_one_call(server: Stack) 
     # The provisioning beside the model request may have met it already, or the call does.
     said = [await result(server, session), await result(server, session)]
     assert [text.split("\n")[0] for text in said if text.startswith("[")] == [bindings.FRESH]
+
+
+async def pieces(whole: bytes) -> AsyncIterator[bytes]:
+    yield whole
+
+
+def unpackable() -> bytes:
+    """An archive that is whole, and cannot be unpacked: a file is where a directory has to be."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in ("workspace/note", "workspace/note/below"):
+            archive.addfile(tarfile.TarInfo(name))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("trouble", ["unpackable", "disk"])
+async def test_a_snapshot_that_fails_whenever_it_is_restored_leaves_the_session_a_fresh_sandbox(
+    server: Stack, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await session_with(server, FILL, "ls", "ls")
+    await result(server, session)
+    await park(server, session, parked_seconds=0.0)
+    if trouble == "unpackable":
+        blob = await server.blobs.put(pieces(unpackable()), limits.SNAPSHOT_BYTES_MAX)
+        other = text("UPDATE sandbox_snapshots SET sha256 = :sha256, size_bytes = :size WHERE session_id = :id")
+        async with server.db.transaction() as tx:
+            await tx.execute(other, {"sha256": blob.sha256, "size": blob.size, "id": session.id})
+    else:
+
+        async def full(*_: object) -> None:
+            raise LimitHit("disk")
+
+        monkeypatch.setattr(RunnerSandbox, "restore", full)
+    # The provisioning beside the model request tries first, or the call does.
+    said = [await result(server, session), await result(server, session)]
+    assert [text.split("\n")[0] for text in said if text.startswith("[")] == [bindings.FRESH]
+    assert [row.state for row in await rows(server, session)][-1] == "live"
+    assert "live" not in [row.state for row in await rows(server, session)][:-1]
 
 
 @pytest.mark.requirement("ENV-057")

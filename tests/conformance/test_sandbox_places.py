@@ -13,6 +13,7 @@ from managed_agents.processes.sandboxes import sandbox_plan
 from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.reconcilers.sandbox_pool import SandboxPool
 from managed_agents.resources.sessions import places
+from managed_agents.sandbox.backend import SandboxError
 from managed_agents.scripted_model import tool_use
 from tests.conformance.test_sandbox_life import collector, result, rows, unowned
 from tests.support.stack import TOOLSET, Gate, Stack, Variant, gate, stack
@@ -93,6 +94,25 @@ async def test_a_session_waits_for_a_place_and_says_so_and_the_one_at_rest_gives
         assert (await one.until("agent.tool_result", count=2)).content[0].text == "kept\n"
     assert [row.state for row in await rows(narrow, second)] == ["stopped"]
     assert await waiting(narrow) == 0
+
+
+@pytest.mark.requirement("ENV-081")
+async def test_one_that_died_at_rest_gives_its_place_to_who_waits(narrow: Stack) -> None:
+    first = await session_of(narrow, "echo kept > f", "cat f")
+    second = await session_of(narrow, "echo second")
+    async with narrow.watching(first) as one, narrow.watching(second) as two, relieving(narrow):
+        await narrow.say(first, "go")
+        await one.idle()
+        await unowned(narrow, first)
+        await narrow.backend.halt((await rows(narrow, first))[0].id)  # as the machine's own clean-up of processes would
+        await narrow.say(second, "go")
+        await two.idle()
+        assert (await two.until("agent.tool_result")).content[0].text == "second\n"
+        assert [row.state for row in await rows(narrow, first)] == ["stopped"]
+        await unowned(narrow, second)
+        await narrow.say(first, "again")
+        await one.idle(count=2)
+        assert (await one.until("agent.tool_result", count=2)).content[0].text == "kept\n"
 
 
 @pytest.mark.requirement("ENV-081")
@@ -182,6 +202,37 @@ async def test_the_queue_is_fair_between_workspaces_and_first_come_within(narrow
         await tx.execute(text("DELETE FROM sessions WHERE id LIKE 'sesn\\_fair\\_%'"))
 
 
+async def test_a_sandbox_that_cannot_be_made_gives_its_place_back(narrow: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise SandboxError("the engine is not well")
+
+    session = await session_of(narrow, "echo never", "echo fine")
+    with monkeypatch.context() as patched:
+        patched.setattr(narrow.backend, "provision", fails)
+        async with relieving(narrow):
+            assert "the engine is not well" in await result(narrow, session)
+        assert {row.state for row in await rows(narrow, session)} == {"destroyed"}
+    async with relieving(narrow):
+        assert await result(narrow, await session_of(narrow, "echo other")) == "other\n"
+        assert await result(narrow, session) == "fine\n"
+
+
+async def test_what_nobody_goes_on_making_is_given_up_at_rest(narrow: Stack) -> None:
+    """As after the death of the worker that was making it, in a turn that another brought to its end without calls."""
+    session = await narrow.session()
+    making = text(
+        "INSERT INTO sandboxes (id, session_id, generation, host, state) VALUES ('sbx_half', :id, 1, :host, 'provisioning')"
+    )
+    async with narrow.db.transaction() as tx:
+        await tx.execute(making, {"id": session.id, "host": narrow.settings.effective_host_name})
+    await collector(narrow).look()
+    assert [row.state for row in await rows(narrow, session)] == ["provisioning"]
+    async with narrow.db.transaction() as tx:
+        await tx.execute(text("UPDATE sandboxes SET created_at = created_at - interval '1 hour' WHERE id = 'sbx_half'"))
+    await collector(narrow).look()
+    assert [row.state for row in await rows(narrow, session)] == ["destroyed"]
+
+
 # Made ahead
 
 
@@ -191,11 +242,17 @@ def pool_of(server: Stack, count: int, **options: Any) -> SandboxPool:
         server.db,
         server.backend,
         options.pop("spec", plan.spec),
-        {server.environment_id: count} if count else {},
+        options.pop("pools", {server.environment_id: count} if count else {}),
         host=server.settings.effective_host_name,
         image=server.settings.sandbox_image,
         **options,
     )
+
+
+async def fill(server: Stack, pool: SandboxPool) -> None:
+    """What a worker does once a second."""
+    await pool.prepare(server.environment_id)
+    await pool.look()
 
 
 async def pooled(server: Stack) -> list[places.Pooled]:
@@ -206,7 +263,7 @@ async def pooled(server: Stack) -> list[places.Pooled]:
 @pytest.mark.requirement("ENV-082")
 async def test_a_session_adopts_a_sandbox_made_ahead_and_nobody_gets_it_after(server: Stack) -> None:
     pool = pool_of(server, 2)
-    await pool.look()
+    await fill(server, pool)
     ready = [each.id for each in await pooled(server)]
     assert [each.ready for each in await pooled(server)] == [True, True]
     await pool.look()
@@ -229,7 +286,7 @@ async def test_a_session_adopts_a_sandbox_made_ahead_and_nobody_gets_it_after(se
 
 
 async def test_a_dead_one_from_the_pool_costs_the_model_nothing(server: Stack) -> None:
-    await pool_of(server, 1).look()
+    await fill(server, pool_of(server, 1))
     [ahead] = await pooled(server)
     await (await server.backend.attach(ahead.id)).destroy()
     session = await session_of(server, "echo fine")
@@ -238,7 +295,7 @@ async def test_a_dead_one_from_the_pool_costs_the_model_nothing(server: Stack) -
 
 
 async def test_what_is_not_like_the_settings_any_more_is_given_up_and_its_sandbox_destroyed(server: Stack) -> None:
-    await pool_of(server, 1).look()
+    await fill(server, pool_of(server, 1))
     [old] = await pooled(server)
     plan = sandbox_plan(server.settings)
 
@@ -248,6 +305,8 @@ async def test_what_is_not_like_the_settings_any_more_is_given_up_and_its_sandbo
 
     pool = pool_of(server, 1, spec=larger)
     await pool.look()
+    assert [each.id for each in await pooled(server)] == [old.id]  # what its image is has still to be found out
+    await fill(server, pool)
     [new] = await pooled(server)
     assert new.id != old.id
     assert old.id not in {each.id for each in await server.backend.list()}
@@ -264,7 +323,7 @@ async def test_a_pool_takes_no_place_that_a_session_needs(narrow: Stack, held: G
 
     await until(free, seconds=WAIT_SECONDS)
     pool = pool_of(narrow, 3, running_max=1)
-    await pool.look()
+    await fill(narrow, pool)
     assert len(await pooled(narrow)) == 1
     # Of another environment's likeness: it cannot be adopted, so it has to go.
     async with narrow.db.transaction() as tx:
@@ -281,3 +340,41 @@ async def test_a_pool_takes_no_place_that_a_session_needs(narrow: Stack, held: G
         await watch.idle()
         assert (await watch.until("agent.tool_result")).content[0].text == "fine\n"
     assert await pooled(narrow) == []
+
+
+async def test_an_environment_that_fails_is_tried_later_and_keeps_no_other_from_its_sandboxes(
+    server: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = {"type": "cloud", "packages": {"pip": ["requests"]}}
+    broken = await server.client.beta.environments.create(name="before it in every list", config=config)
+    tried: list[str] = []
+    prepare, provision = server.backend.prepare, server.backend.provision
+
+    async def preparing(image: str, packages: Any) -> str:
+        tried.extend(packages)
+        return await prepare(image, packages)
+
+    async def provisioning(spec: Any) -> Any:
+        if spec.env.get("OF") == "broken":
+            tried.append("provision")
+            raise SandboxError("not this one")
+        return await provision(spec)
+
+    plan = sandbox_plan(server.settings)
+
+    def spec(*names: Any) -> Any:
+        return replace(plan.spec(*names), env={"OF": "broken"} if names[3] == broken.id else {})
+
+    monkeypatch.setattr(server.backend, "prepare", preparing)
+    monkeypatch.setattr(server.backend, "provision", provisioning)
+    pool = pool_of(server, 1, spec=spec, pools={broken.id: 1, server.environment_id: 1})
+    for _ in range(3):
+        await pool.prepare(broken.id)  # no packages on this backend
+    assert tried == ["pip"]
+    await server.client.beta.environments.update(broken.id, config={"type": "cloud", "packages": {"pip": []}})
+    for _ in range(3):
+        await pool.prepare(broken.id)  # others than those that failed
+        await fill(server, pool)
+    assert tried == ["pip", "provision"]
+    assert [each.environment_id for each in await pooled(server)] == [server.environment_id]
+    await pool_of(server, 0).look()

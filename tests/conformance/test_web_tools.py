@@ -242,7 +242,10 @@ async def test_a_limited_environment_bounds_the_web_tools(web: Stack, site: str)
     by_name = {uses[result.tool_use_id]: result for result in results(watch)}
     assert by_name["web_fetch"].is_error
     assert by_name["web_fetch"].content[0].text.startswith("url_not_allowed: ")
-    assert [block.source for block in by_name["web_search"].content] == ["https://docs.example.com/a", "https://ads.example.net/c"]
+    assert [block.source for block in by_name["web_search"].content] == [
+        "https://docs.example.com/a",
+        "https://ads.example.net/c",
+    ]
 
 
 @pytest.mark.requirement("WEB-112")

@@ -11,7 +11,7 @@ repository, the cached clone is put into its sandbox, and git fetches the rest. 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -78,18 +78,20 @@ class Repositories:
                 states = await repositories.states(tx, sandbox.id)
             for one in wanted:
                 state = states.get(one.id)
-                if state is None:
-                    state = await self._cloned(sandbox, one)
+                if state is None or state.again:
+                    state = await self._cloned(sandbox, one, 0 if state is None else state.attempt)
                 if state.error is not None and not state.told:
                     self._untold.append(Trouble(one, state.error, state.message))
             self._seen_to = sandbox.id
 
-    async def _cloned(self, sandbox: Sandbox, one: Repository) -> State:
+    async def _cloned(self, sandbox: Sandbox, one: Repository, attempt: int) -> State:
         if not self._has_gateway:
             why = "Repositories come through the egress gateway, which sandboxes of this server's kind do not have."
-            state = State("repository_clone_error", f"{one.url}: {MEANINGS['repository_clone_error']}. {why}")
+            state = State("repository_clone_error", f"{one.url}: {MEANINGS['repository_clone_error']}. {why}", attempt=attempt)
             await self._record(sandbox.id, {one.id: state})
             return state
+        if attempt:
+            return await self._cloned_again(sandbox, one, attempt)
         key = await self._cache.key(self._session_id, self._workspace_id, one)
         cached = None if key is None else await self._cache.use(key)
         cloned = await self._run(sandbox, one, key, cached)
@@ -103,6 +105,17 @@ class Repositories:
             self._to_keep.append((sandbox, one, key, cloned.kept))
             self._more_to_keep.set()
         return cloned.state
+
+    async def _cloned_again(self, sandbox: Sandbox, one: Repository, attempt: int) -> State:
+        """Clone from the host alone. The model's commands have run: what is where the clone is to be may be theirs, and stays."""
+        call_id = f"{_clone_id(one)}.{attempt}"
+        asked = clone_script.clone(one, bundle=_bundle_path(one), known_bytes=0, keeps=False)
+        outcome = await self._call(sandbox, call_id, asked, limits.TOOL_CALL_SECONDS_MAX)
+        state = replace(clone_script.read(one, outcome).state, attempt=attempt)
+        faults.reach(CLONED)
+        await self._record(sandbox.id, {one.id: state})
+        await sandbox.ack(call_id)
+        return state
 
     async def _run(self, sandbox: Sandbox, one: Repository, key: CloneKey | None, cached: CachedClone | None) -> Cloned:
         try:
@@ -157,7 +170,9 @@ class Repositories:
     async def told(self, troubles: Sequence[Trouble]) -> None:
         """Record that clients know. A crash before it tells them again."""
         if troubles and self._seen_to is not None:
-            await self._record(self._seen_to, {one.repository.id: State(one.error, one.message, told=True) for one in troubles})
+            async with self._db.transaction() as tx:
+                for one in troubles:
+                    await repositories.set_told(tx, self._seen_to, one.repository.id)
 
 
 def _access_id(repository: Repository) -> str:

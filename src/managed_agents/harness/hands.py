@@ -13,20 +13,20 @@ from dataclasses import dataclass, field, replace
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
-from managed_agents.blobstore.store import BlobMissing, BlobStore, BlobTooLarge
+from managed_agents.blobstore.store import BlobStore, BlobTooLarge
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
-from managed_agents.db.engine import Database, Tx
+from managed_agents.db.engine import Database
 from managed_agents.harness import outputs
 from managed_agents.harness.clone_cache import KEEPING_AT_ONCE, CloneCache
 from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
-from managed_agents.harness.mounting import Mounts, reason
+from managed_agents.harness.mounting import Mounts
+from managed_agents.harness.provisioning import PROVISION_SECONDS_MAX, NoPlace, Provisioning
 from managed_agents.harness.turn import ToolCall
-from managed_agents.resources.sessions import bindings, places, repositories, snapshots
+from managed_agents.resources.sessions import bindings, snapshots
 from managed_agents.resources.sessions.bindings import Binding, Upload
 from managed_agents.sandbox.backend import (
-    BadArchive,
     Call,
     CallUnknown,
     Outcome,
@@ -42,17 +42,12 @@ from managed_agents.sandbox.backend import (
 
 logger = logging.getLogger(__name__)
 
-BOUND = faults.register("hands.bound", "sandbox bound in the database, not created")
-RECORDED = faults.register("hands.recorded", "sandbox recorded as live, nothing called")
 ATTACHED = faults.register("hands.attached", "attached to a sandbox that was there, nothing called")
 BEFORE_CALL = faults.register("hands.before_call", "sandbox open, call not sent")
 ACKNOWLEDGED = faults.register("hands.acknowledged", "outcome in the log, the sandbox has forgotten it")
 CANCELLED = faults.register("hands.cancelled", "running call ended by an interrupt, not in the log")
-CREATED = faults.register("hands.created", "sandbox created, not recorded as live")
-RESTORED = faults.register("hands.restored", "snapshot unpacked, sandbox not recorded as live")
 CRASHED = "Tool execution was interrupted by a crash. Please retry."  # observed
 PROVISIONS_AT_ONCE = 2  # creating containers is the engine's slowest work; more at once only makes each slower
-PROVISION_SECONDS_MAX = 120.0
 CANCEL_SECONDS_MAX = 10.0
 ACKNOWLEDGE_SECONDS_MAX = 5.0
 STOPPING_SECONDS_MAX = 15.0  # for the collector to finish; then it has died
@@ -85,10 +80,6 @@ class Hands:
         return SessionHands(self, claim)
 
 
-class _NoPlace(Exception):
-    """As many sandboxes run on this host as may; this session is in the queue."""
-
-
 class SessionHands:
     """One session's sandbox, as its owner uses it. `on_wait` is told when a call has to wait for a place."""
 
@@ -112,7 +103,7 @@ class SessionHands:
         )
         self._outputs = outputs.Outputs(hands.db, hands.blobs, self._workspace_id, self._session_id)
         self._mounts = Mounts(hands.db, hands.blobs, self._session_id)
-        self._unprepared: PackagesFailed | None = None
+        self._provisioning = Provisioning(hands, self._session_id, claim.epoch, self._mounts)
         self._told: dict[str, str] = {}  # of outcomes with a note: call → sandbox
         self._used = False
         self.on_wait: Callable[[str], Awaitable[None]] | None = None
@@ -142,12 +133,13 @@ class SessionHands:
         sandbox: Sandbox | None = None
         try:
             sandbox = await self._open(calling=True)
-            await self._mount(sandbox)
+            unmounted = await self._mount(sandbox)
             await self.repositories.clone(sandbox)
             await self._use()
             faults.reach(BEFORE_CALL)
             asked = Call(call.event_id, self._epoch, call.name, call.input, limits.TOOL_CALL_SECONDS_MAX)
-            return self._noted(call.event_id, await self._asked(sandbox, asked))
+            outcome = self._noted(call.event_id, await self._asked(sandbox, asked))
+            return outcome if unmounted is None else _with(unmounted, outcome)
         except StaleEpoch:
             raise
         except PackagesFailed as error:
@@ -183,12 +175,7 @@ class SessionHands:
         if self._binding is None or self._binding.note is None:
             return outcome
         self._told[call_id] = self._binding.sandbox_id
-        note, content = self._binding.note, list(outcome.content)
-        if content[0]["type"] == "text":
-            content[0] = {**content[0], "text": f"{note}\n{content[0]['text']}"}
-        else:
-            content.insert(0, {"type": "text", "text": note})
-        return Outcome(content, outcome.is_error, outcome.spill_path)
+        return _with(self._binding.note, outcome)
 
     async def keep(self, path: str, text: str) -> bool:
         """Write a file for the session's commands to read; False when that failed, which is not the call's failure."""
@@ -292,8 +279,8 @@ class SessionHands:
             try:
                 if (sandbox := await self._existing()) is not None:
                     await self._outputs.collect(sandbox, settled=False)
-            except (SandboxError, OSError) as error:
-                logger.warning("outputs of %s not collected: %s", self._session_id, error)
+            except (SandboxError, OSError, SQLAlchemyError) as error:
+                logger.warning("outputs of %s not collected: %s: %s", self._session_id, type(error).__name__, error)
         if scope.cancelled_caught:
             logger.warning("outputs of %s not collected: it took too long", self._session_id)
 
@@ -306,9 +293,9 @@ class SessionHands:
             try:
                 async with self._opening:
                     if self._sandbox is None:
-                        self._sandbox = await self._attach(wake=True) or await self._provision_in_turn()
+                        self._sandbox = await self._attach(wake=True) or await self._provisioned()
                     return self._sandbox
-            except _NoPlace:
+            except NoPlace:
                 waited = anyio.current_time() - begun
             if waited > self._hands.wait_seconds:
                 raise SandboxError(NO_PLACE.format(self._hands.running_max, f"{waited:.0f}"))
@@ -377,93 +364,41 @@ class SessionHands:
                     return None
                 if found.host != self._hands.host:
                     return found
-                placed = found.state != "stopped" or await self._enter(tx)
+                placed = found.state != "stopped" or await self._provisioning.enter(tx)
                 if placed and await bindings.take(tx, found.sandbox_id, force=waited >= STOPPING_SECONDS_MAX):
                     return found
             if not placed:
-                raise _NoPlace
+                raise NoPlace
             await anyio.sleep(STOPPING_LOOK_SECONDS)
             waited += STOPPING_LOOK_SECONDS
 
-    async def _provision_in_turn(self) -> Sandbox:
-        spec = await self._spec()
-        async with self._hands.provisions:
-            sandbox: Sandbox | None = None
-            with anyio.CancelScope(shield=True):
-                sandbox = await self._provision(spec)
-            assert sandbox is not None
-            return sandbox
-
-    async def _enter(self, tx: Tx) -> bool:
-        return await places.enter(tx, self._session_id, host=self._hands.host, running_max=self._hands.running_max)
-
-    async def _spec(self) -> SandboxSpec:
-        """What to make, its image ready. Packages that could not be installed are not tried again in the same turn."""
-        if self._unprepared is not None:
-            raise self._unprepared
-        async with self._hands.db.autocommit() as tx:
-            environment_id, packages = await bindings.packages(tx, self._session_id)
-        try:
-            image = await self._hands.backend.prepare(self._hands.image, packages)
-            return replace(self._hands.spec("", 0, self._session_id, environment_id), image=image)
-        except PackagesFailed as error:
-            self._unprepared = error
-            raise
-
-    async def _provision(self, spec: SandboxSpec) -> Sandbox:
-        binding = snapshot = None
-        async with self._hands.db.transaction() as tx:
-            if placed := await self._enter(tx):
-                like = spec.fingerprint
-                binding = await bindings.bind(tx, self._session_id, epoch=self._epoch, host=self._hands.host, fingerprint=like)
-                if binding is None:
-                    raise StaleEpoch("the session belongs to another worker")
-                snapshot = await snapshots.latest(tx, self._session_id)
-        if not placed or binding is None:
-            raise _NoPlace
-        faults.reach(BOUND)
-        if binding.networking["type"] == "limited" and "network" not in self._hands.backend.capabilities:
-            raise SandboxError("the environment's networking is limited, which this server's sandboxes cannot enforce")
-        spec = replace(spec, id=binding.sandbox_id, generation=binding.generation)
-        try:
-            with anyio.fail_after(PROVISION_SECONDS_MAX + (limits.RESTORE_SECONDS_MAX if snapshot else 0)):
-                sandbox = await self._hands.backend.provision(spec)
-                self._handles.append(sandbox)
-                if snapshot is not None:
-                    await self._restore(sandbox, snapshot)
-                self._mounts.found({})
-                await self._mounts.put(sandbox)
-        except (OSError, BlobMissing, TimeoutError) as error:
-            raise SandboxError(f"it could not be started ({reason(error)})") from error
-        faults.reach(CREATED)
-        async with self._hands.db.transaction() as tx:
-            await bindings.set_mounts(tx, binding.sandbox_id, self._mounts.present)
-            if snapshot is not None:
-                await repositories.inherit_states(tx, binding.sandbox_id)
-            await bindings.set_live(tx, binding.sandbox_id)
-        faults.reach(RECORDED)
-        self._binding = binding
+    async def _provisioned(self) -> Sandbox:
+        self._binding, sandbox = await self._provisioning.in_turn()
+        self._handles.append(sandbox)
         return sandbox
 
-    async def _restore(self, sandbox: Sandbox, snapshot: snapshots.Snapshot) -> None:
-        try:
-            await sandbox.restore(self._hands.blobs.open(snapshot.blob))
-        except (BadArchive, BlobMissing) as error:
-            # It will not get better: the next try begins without, and the model is told so.
-            logger.error("snapshot of %s cannot be restored: %s", self._session_id, error)
-            async with self._hands.db.transaction() as tx:
-                await snapshots.drop(tx, self._session_id, snapshot.blob)
-            raise SandboxError("its snapshot could not be restored, the next one will be fresh") from error
-        faults.reach(RESTORED)
+    async def _mount(self, sandbox: Sandbox) -> str | None:
+        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made.
 
-    async def _mount(self, sandbox: Sandbox) -> None:
-        """Bring the files in the sandbox in line with the session's resources, which may have changed since it was made."""
+        Returns what the model is to be told of it: a full disk, say, must not keep it from making room.
+        """
         async with self._opening:
             if self._binding is None or self._mounts.complete:
-                return
-            await self._mounts.bring_in_line(sandbox)
+                return None
+            failed = await self._mounts.bring_in_line(sandbox)
             async with self._hands.db.transaction() as tx:
                 await bindings.set_mounts(tx, self._binding.sandbox_id, self._mounts.present)
+            return failed
+
+
+def _with(note: str, outcome: Outcome) -> Outcome:
+    """The outcome behind a line for the model."""
+    content = list(outcome.content)
+    if content[0]["type"] == "text":
+        content[0] = {**content[0], "text": f"{note}\n{content[0]['text']}"}
+    else:
+        content.insert(0, {"type": "text", "text": note})
+    return Outcome(content, outcome.is_error, outcome.spill_path)
 
 
 def _error(text: str) -> Outcome:

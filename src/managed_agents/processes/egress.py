@@ -36,6 +36,7 @@ from managed_agents.resources.sessions.egress import StoredPolicies
 from managed_agents.resources.sessions.repository_tokens import RepositoryTokens
 from managed_agents.sandbox import layout
 from managed_agents.sandbox.backend import SandboxError
+from managed_agents.sandbox.docker import installation_of
 from managed_agents.sandbox.package_hosts import PackageHosts
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ async def serve(settings: Settings, db: Database) -> None:
     Raises:
         CannotStart: EXTRA_CA cannot be read.
     """
-    hosts = PackageHosts(settings.sandbox_image)
+    hosts = PackageHosts(settings.sandbox_image, installation=installation_of(settings.data_dir))
     named = [host.strip() for host in settings.egress_package_hosts.split(",") if host.strip()]
 
     async def package_hosts() -> Iterable[str]:

@@ -1,13 +1,12 @@
 """The worker process: harness, hands, and the reconcilers of this host."""
 
 import contextlib
-import hashlib
+import functools
 import importlib
 import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
 from typing import Protocol
 
 import anyio
@@ -47,7 +46,7 @@ from managed_agents.reconcilers.session_eraser import erase_deleted
 from managed_agents.resources.files.service import referenced as files_referenced
 from managed_agents.resources.sessions import clones, snapshots
 from managed_agents.sandbox.backend import SandboxBackend, SandboxError
-from managed_agents.sandbox.docker import DockerBackend
+from managed_agents.sandbox.docker import DockerBackend, installation_of
 from managed_agents.sandbox.local import LocalBackend
 from managed_agents.sandbox.packages import InstallSettings
 
@@ -146,6 +145,10 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "sandbox pool", pool.look, PLACE_LOOK_SECONDS)
+            for environment_id in plan.pools:
+                prepare = functools.partial(pool.prepare, environment_id)
+                bound = settings.packages_seconds + LOOK_SECONDS_MAX
+                group.start_soon(_forever, "packages of a sandbox pool", prepare, PLACE_LOOK_SECONDS, bound)
             if settings.sandbox_running_max:
                 group.start_soon(_forever, "sandbox places", collector.relieve, PLACE_LOOK_SECONDS)
             group.start_soon(_forever, "session eraser", lambda: erase_deleted(db), ERASE_LOOK_SECONDS)
@@ -274,17 +277,14 @@ def _search_provider(settings: Settings, client: ModelClient) -> SearchProvider 
     return Brave(settings.web_search_api_key, url.rstrip("/")) if url else Brave(settings.web_search_api_key)
 
 
-def installation_of(data_dir: Path) -> str:
-    """A short name that keeps the sandboxes of several installations on one engine apart."""
-    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
-
-
-async def _forever(name: str, look: Callable[[], Awaitable[object]], every_seconds: float) -> None:
+async def _forever(
+    name: str, look: Callable[[], Awaitable[object]], every_seconds: float, seconds_max: float = LOOK_SECONDS_MAX
+) -> None:
     """Supervise one reconciler: a failed look is logged and tried again."""
     trouble = Trouble(logger)
     while True:
         try:
-            with anyio.fail_after(LOOK_SECONDS_MAX):
+            with anyio.fail_after(seconds_max):
                 await look()
             trouble.over("%s works again", name)
         except (SQLAlchemyError, SandboxError, OSError, TimeoutError) as error:

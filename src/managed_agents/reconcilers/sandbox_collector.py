@@ -3,19 +3,22 @@
 Stops those whose session rests and which nobody used for a while, after a snapshot of their files; destroys those of deleted
 or archived sessions, of lower generations, too old, or stopped for long; and whatever of ours the backend knows and no row
 does: the leftovers of a crash. A snapshot takes time, in which the session may go on: the right to stop is claimed afterwards,
-and is not given for a sandbox that was used meanwhile.
+and is not given for a sandbox that was used meanwhile. One that died at rest stops in the records only: it must not keep its
+place, nor what is behind it from being stopped.
 """
 
 import logging
+from collections.abc import Sequence
 
 import anyio
+from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.blobstore.store import BlobStore, BlobTooLarge
 from managed_agents.core import limits
 from managed_agents.db.engine import Database
 from managed_agents.resources.sessions import bindings, clones, places, snapshots
 from managed_agents.resources.sessions.bindings import Binding
-from managed_agents.sandbox.backend import Sandbox, SandboxBackend, SandboxError
+from managed_agents.sandbox.backend import Sandbox, SandboxBackend, SandboxError, SandboxGone
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class SandboxCollector:
         async with self._db.transaction() as tx:
             if await bindings.workers_on(tx, host=self._host) > 0:
                 return
-        await self._stop_unused(idle_seconds=0.0, snapshot=False)
+        await self._stop_unused(idle_seconds=0.0, snapshot=False, count=None)
 
     async def look(self) -> None:
         """Look once. Safe to repeat, and in several processes of the host at once."""
@@ -71,37 +74,84 @@ class SandboxCollector:
         async with self._db.transaction() as tx:
             count = await places.waiting(tx, host=self._host)
         if count:
-            await self._stop_unused(idle_seconds=0.0, snapshot=True, count=count)
+            await self._stop_unused(idle_seconds=0.0, snapshot=True, count=count, places_only=True)
 
     async def _known(self) -> set[tuple[str, int]]:
         async with self._db.transaction() as tx:
             return await bindings.known(tx, host=self._host)
 
-    async def _stop_unused(self, *, idle_seconds: float, snapshot: bool, count: int = LOOK_COUNT_MAX) -> None:
+    async def _stop_unused(
+        self, *, idle_seconds: float, snapshot: bool, count: int | None = LOOK_COUNT_MAX, places_only: bool = False
+    ) -> None:
+        """Stop up to `count` sandboxes at rest, the longest unused first, and record the stop of those that died there, which
+        count as well when it is about `places_only`. One that cannot be stopped never does: those behind it have their turn.
+        """
         running = {labelled.id for labelled in await self._backend.list() if labelled.running}
-        async with self._db.transaction() as tx:
-            unused = await bindings.unused(tx, host=self._host, idle_seconds=idle_seconds, count=count)
+        stopped, behind = 0, None
+        while count is None or stopped < count:
+            batch = LOOK_COUNT_MAX if count is None else min(count - stopped, LOOK_COUNT_MAX)
+            async with self._db.transaction() as tx:
+                unused = await bindings.unused(
+                    tx, host=self._host, idle_seconds=idle_seconds, count=batch, running=list(running), behind=behind
+                )
+            if not unused:
+                return
+            behind = unused[-1]
+            done = await self._stop_all(unused, running, snapshot=snapshot)
+            stopped += sum(places_only or binding.sandbox_id in running for binding in done)
+
+    async def _stop_all(self, unused: Sequence[Binding], running: set[str], *, snapshot: bool) -> Sequence[Binding]:
+        """Returns those that were stopped."""
+        stopped: list[Binding] = []
+
+        async def stop(binding: Binding) -> None:
+            try:
+                if binding.state == "live" and binding.sandbox_id in running:
+                    done = await self._stop(binding, snapshot=snapshot)
+                else:
+                    done = await self._settle(binding)
+            except (SandboxError, SQLAlchemyError, OSError) as error:
+                logger.warning("sandbox %s not stopped: %s: %s", binding.sandbox_id, type(error).__name__, error)
+            else:
+                stopped.extend([binding] if done else [])
+
         async with anyio.create_task_group() as group:
             for binding in unused:
-                if binding.sandbox_id in running:
-                    group.start_soon(self._stop, binding, snapshot)
-                elif binding.state == "stopping":
-                    group.start_soon(self._set_stopped, binding)  # whoever stopped it died before it said so
+                group.start_soon(stop, binding)
+        return stopped
 
-    async def _stop(self, binding: Binding, snapshot: bool) -> None:
+    async def _stop(self, binding: Binding, *, snapshot: bool) -> bool:
+        """False when it was used meanwhile. Raises: SandboxError."""
         try:
             sandbox = await self._backend.attach(binding.sandbox_id)
-            if snapshot:
-                async with self._slots:
-                    await self._snapshot(sandbox)
-            async with self._db.transaction() as tx:
-                if not await bindings.begin_stop(tx, binding):
-                    await sandbox.aclose()
-                    return
-            await sandbox.stop()
-            await self._set_stopped(binding)
-        except SandboxError as error:
-            logger.warning("sandbox %s not stopped: %s", binding.sandbox_id, error)
+        except SandboxGone:
+            return await self._settle(binding)
+        if snapshot:
+            async with self._slots:
+                await self._snapshot(sandbox)
+        async with self._db.transaction() as tx:
+            if not await bindings.begin_stop(tx, binding):
+                await sandbox.aclose()
+                return False
+        await sandbox.stop()
+        async with self._db.transaction() as tx:
+            await bindings.set_stopped(tx, binding.sandbox_id)
+        return True
+
+    async def _settle(self, binding: Binding) -> bool:
+        """Record the stop of a sandbox that takes no calls: it died at rest, or whoever stopped it died before it said so.
+
+        Its disk is kept, so the next call finds the files as they are. Where nothing is left of it, the next sandbox begins
+        with the snapshot, and the model is told what is older. False when it was used meanwhile. Raises: SandboxError.
+        """
+        async with self._db.transaction() as tx:
+            if not await bindings.begin_stop(tx, binding):
+                return False
+        there = await self._backend.halt(binding.sandbox_id)
+        async with self._db.transaction() as tx:
+            await bindings.set_stopped(tx, binding.sandbox_id, gone=not there)
+        logger.info("sandbox %s does not run any more: its place is free", binding.sandbox_id)
+        return True
 
     async def _snapshot(self, sandbox: Sandbox) -> None:
         """Best effort: one that could not be taken leaves the one before, and the disk."""
@@ -110,7 +160,3 @@ class SandboxCollector:
                 await snapshots.take(self._db, self._blobs, sandbox)
         except (SandboxError, BlobTooLarge, OSError, TimeoutError) as error:
             logger.warning("no snapshot of %s: %s: %s", sandbox.id, type(error).__name__, error)
-
-    async def _set_stopped(self, binding: Binding) -> None:
-        async with self._db.transaction() as tx:
-            await bindings.set_stopped(tx, binding.sandbox_id)

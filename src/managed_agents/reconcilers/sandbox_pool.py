@@ -4,11 +4,12 @@ One made ahead is like any other of its environment, and holds nothing of anybod
 it is adopted, and nobody gets it after that. It is recorded before it is made, so a crash leaves nothing unseen. What is no
 longer wanted is taken out of the records before it is destroyed; race: a session adopts it in that moment, which is taking it
 out of the records too, so only one of them has it. A pool yields: it is not filled while sessions wait for a place, and gives up
-what it has.
+what it has. Installing packages takes its own time, beside the looks, and one environment's trouble is no other's: what failed is
+tried again later and later.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import anyio
@@ -16,7 +17,7 @@ import anyio
 from managed_agents.core import faults, ids
 from managed_agents.db.engine import Database
 from managed_agents.resources.sessions import bindings, places
-from managed_agents.sandbox.backend import SandboxBackend, SandboxError, SandboxGone, SandboxSpec
+from managed_agents.sandbox.backend import Packages, PackagesFailed, SandboxBackend, SandboxError, SandboxGone, SandboxSpec
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,28 @@ MADE = faults.register("pool.made", "sandbox made ahead, not recorded as ready")
 READY_SECONDS_MAX = 3600.0  # then the image may have been replaced
 MAKING_SECONDS_MAX = 180.0  # whoever makes one for longer has died
 PROVISION_SECONDS_MAX = 120.0
+# Seconds until something is tried again: at first, and at most.
+PACKAGES_PAUSES = (60.0, 3600.0)
+OTHER_PAUSES = (2.0, 60.0)
+
+
+class _Pauses:
+    """Which environments failed how often, and until when they are left alone."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, tuple[float, float]] = {}
+
+    def over(self, environment_id: str) -> bool:
+        return anyio.current_time() >= self._until.get(environment_id, (0.0, 0.0))[0]
+
+    def begin(self, environment_id: str, pauses: tuple[float, float]) -> None:
+        first, most = pauses
+        before = self._until.get(environment_id, (0.0, 0.0))[1]
+        seconds = min(max(2 * before, first), most)
+        self._until[environment_id] = (anyio.current_time() + seconds, seconds)
+
+    def end(self, environment_id: str) -> None:
+        self._until.pop(environment_id, None)
 
 
 class SandboxPool:
@@ -43,30 +66,66 @@ class SandboxPool:
     ) -> None:
         self._db, self._backend, self._spec, self._pools = db, backend, spec, pools
         self._host, self._image, self._running_max = host, image, running_max
+        self._images: dict[str, str] = {}  # by environment
+        self._failed: dict[str, Packages] = {}  # which packages of which environment could not be installed
+        self._preparing, self._filling = _Pauses(), _Pauses()
+
+    async def prepare(self, environment_id: str) -> None:
+        """Have the image of an environment ready, which may take as long as installs may. Safe to repeat."""
+        async with self._db.transaction() as tx:
+            packages = (await bindings.packages_of_environments(tx, [environment_id])).get(environment_id)
+        if packages is None:
+            self._images.pop(environment_id, None)
+            return
+        if self._failed.get(environment_id) not in (None, packages):
+            self._preparing.end(environment_id)  # others than those that failed
+        if not self._preparing.over(environment_id):
+            return
+        try:
+            self._images[environment_id] = await self._backend.prepare(self._image, packages)
+        except PackagesFailed as error:
+            self._images.pop(environment_id, None)
+            self._failed[environment_id] = packages
+            self._preparing.begin(environment_id, PACKAGES_PAUSES)
+            logger.warning("no sandboxes ahead for %s: %s", environment_id, error)
+        except SandboxError as error:
+            self._preparing.begin(environment_id, OTHER_PAUSES)
+            logger.warning("no sandboxes ahead for %s yet: %s", environment_id, error)
+        else:
+            self._failed.pop(environment_id, None)
+            self._preparing.end(environment_id)
 
     async def look(self) -> None:
-        """Look once. Safe to repeat, and in several processes of the host at once."""
+        """Look once, at environments whose image is ready. Safe to repeat, and in several processes of the host at once."""
         async with self._db.transaction() as tx:
             await places.expire(tx, host=self._host, ready_seconds=READY_SECONDS_MAX, making_seconds=MAKING_SECONDS_MAX)
             wait = await places.waiting(tx, host=self._host) if self._running_max else 0
             packages = await bindings.packages_of_environments(tx, list(self._pools)) if self._pools else {}
             there = await places.pooled(tx, host=self._host)
-        wanted: dict[str, SandboxSpec] = {}
-        for environment_id, names in packages.items():
-            try:
-                image = await self._backend.prepare(self._image, names)
-                wanted[environment_id] = replace(self._spec("", 0, None, environment_id), image=image)
-            except SandboxError as error:
-                logger.warning("no sandboxes ahead for %s: %s", environment_id, error)
-        unwanted = [
-            each.id
-            for each in there
-            if each.environment_id not in wanted or each.fingerprint != wanted[each.environment_id].fingerprint
-        ]
+        wanted = {
+            environment_id: replace(self._spec("", 0, None, environment_id), image=self._images[environment_id])
+            for environment_id in packages
+            if environment_id in self._images
+        }
+        unwanted = [each.id for each in there if self._is_unwanted(each, packages.keys(), wanted)]
         pressed = [each.id for each in there if each.ready and each.id not in unwanted][:wait]
         await self._give_up([*unwanted, *pressed])
         for environment_id, spec in wanted.items():
-            await self._fill(environment_id, spec)
+            if not self._filling.over(environment_id):
+                continue
+            try:
+                await self._fill(environment_id, spec)
+            except (SandboxError, OSError, TimeoutError) as error:
+                self._filling.begin(environment_id, OTHER_PAUSES)
+                logger.warning("no sandboxes ahead for %s yet: %s: %s", environment_id, type(error).__name__, error)
+            else:
+                self._filling.end(environment_id)
+
+    def _is_unwanted(self, one: places.Pooled, kept: Collection[str], wanted: Mapping[str, SandboxSpec]) -> bool:
+        """One whose image is being made ready may turn out to be wanted."""
+        if one.environment_id in wanted:
+            return one.fingerprint != wanted[one.environment_id].fingerprint
+        return one.environment_id not in kept or one.environment_id in self._failed
 
     async def drain(self) -> None:
         """Give up the whole pool, unless another worker lives on this host: for the end of the host's last."""

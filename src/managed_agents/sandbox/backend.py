@@ -7,10 +7,13 @@ generation.
 """
 
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+logger = logging.getLogger(__name__)
 
 Which = Literal["disk", "memory", "pids", "outcomes"]
 Capability = Literal["isolation", "network", "memory", "pids", "cpus", "disk", "packages"]
@@ -264,6 +267,19 @@ class Sandbox(Protocol):
         ...
 
 
+async def remove_each(orphans: Iterable[SandboxKey], remove: Callable[[str, int], Awaitable[None]]) -> Sequence[SandboxKey]:
+    """Remove sandboxes; returns those that could be. One that cannot be is for the next look."""
+    removed: list[SandboxKey] = []
+    for orphan in orphans:
+        try:
+            await remove(*orphan)
+        except (SandboxError, OSError) as error:
+            logger.warning("sandbox %s generation %d cannot be removed: %s", *orphan, error)
+        else:
+            removed.append(orphan)
+    return removed
+
+
 class SandboxBackend(Protocol):
     """Makes and finds sandboxes of one installation on this host."""
 
@@ -295,12 +311,19 @@ class SandboxBackend(Protocol):
         """
         ...
 
+    async def halt(self, id: str) -> bool:  # noqa: A002
+        """End what may still run of a sandbox that takes no calls, and let go of what it holds of the host but its disk. Never
+        starts it; repeating is safe. False when there is no such sandbox any more.
+        """
+        ...
+
     async def list(self) -> Sequence[Labelled]:
         """Return every sandbox of this installation on this host."""
         ...
 
     async def collect_orphans(self, known: Known) -> Sequence[SandboxKey]:
-        """Destroy every sandbox, mount, disk and socket of this installation that is not known; return which.
+        """Destroy every sandbox, mount, disk and socket of this installation that is not known; return which. One that cannot be
+        destroyed is logged, and keeps no other from it.
 
         `known` is asked after looking at what there is: a sandbox is recorded before it is made, so one that is being
         made meanwhile is never taken for an orphan.

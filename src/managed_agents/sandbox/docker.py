@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 from aiodocker.containers import DockerContainer
 
-from managed_agents.sandbox import disk, layout, seccomp
+from managed_agents.sandbox import disk, layout, seccomp, uids
 from managed_agents.sandbox.backend import (
     Capability,
     Known,
@@ -32,9 +32,11 @@ from managed_agents.sandbox.backend import (
     SandboxGone,
     SandboxKey,
     SandboxSpec,
+    remove_each,
 )
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.handle import RunnerSandbox
+from managed_agents.sandbox.package_hosts import PROBE, PROBE_SECONDS_MAX
 from managed_agents.sandbox.packages import InstallSettings, PackageImages, installs
 
 ENGINE_SECONDS = 60.0
@@ -48,6 +50,7 @@ STATE_DIRECTORY = "/run/managed-agents/state"
 CODE_DIRECTORY = "/opt/managed-agents"
 HOME = "/home/agent"
 LOG_BYTES_MAX = "1m"
+PROBE_STALE_SECONDS = 3 * PROBE_SECONDS_MAX
 
 # Directory on the session disk to path in the sandbox.
 _MOUNTS = {
@@ -139,6 +142,15 @@ class DockerBackend:
 
     async def collect_images(self) -> None:
         await self._images.collect()
+        await self._collect_probes()
+
+    async def _collect_probes(self) -> None:
+        """Remove the containers that asked an image something and whose process died before it had the answer."""
+        labels = [f"{LABEL}.installation={self._installation}", f"{LABEL}.part={PROBE}"]
+        async with _engine("remove a container"):
+            for container in await self._client.containers.list(all=1, filters=json.dumps({"label": labels})):
+                if time.time() - container["Created"] > PROBE_STALE_SECONDS:
+                    await container.delete(force=True)
 
     async def provision(self, spec: SandboxSpec) -> RunnerSandbox:
         places = self._places(spec.id, spec.generation)
@@ -151,7 +163,8 @@ class DockerBackend:
             else:
                 return handle
         await self.remove(spec.id, spec.generation)
-        uid = self._uid_base + zlib.crc32(spec.id.encode()) % layout.UIDS
+        places.home.mkdir(parents=True, mode=0o711)
+        uid = self._uid_base + uids.take(self._data_dir, places.home)
         await self._prepare(places, spec, uid)
         async with _engine("create a container"):
             found = (await self._client.images.inspect(spec.image))["Config"]
@@ -164,7 +177,6 @@ class DockerBackend:
         return handle
 
     async def _prepare(self, places: layout.Places, spec: SandboxSpec, uid: int) -> None:
-        places.home.mkdir(parents=True, mode=0o711)
         places.run.mkdir(parents=True)
         places.run.chmod(0o2770)
         if spec.network == "gateway":
@@ -328,6 +340,20 @@ class DockerBackend:
         await self.start(id, max(generations))
         return self._handle(id, max(generations))
 
+    async def halt(self, id: str) -> bool:  # noqa: A002
+        found = [each for each in await self._list(f"{LABEL}.sandbox={id}") if each.id == id]
+        for each in found:
+            await self.end(each.id, each.generation)
+        return bool(found)
+
+    async def end(self, id: str, generation: int) -> None:  # noqa: A002
+        """Stop a container, or nothing where it does not run, and unmount its disk, so that it holds no loop device."""
+        container = await self.find(id, generation)
+        if container is not None:
+            async with _engine("stop a container"):
+                await container.stop(t=2)
+        await disk.unmount(self._places(id, generation).home / "disk")
+
     async def list(self) -> Sequence[Labelled]:
         return await self._list()
 
@@ -353,10 +379,6 @@ class DockerBackend:
             if path.exists():
                 await anyio.to_thread.run_sync(shutil.rmtree, path)
 
-    async def release_disk(self, id: str, generation: int) -> None:  # noqa: A002
-        """Unmount the disk of a stopped sandbox, so that it holds no loop device."""
-        await disk.unmount(self._places(id, generation).home / "disk")
-
     async def _remove_volumes(self, id: str, generation: int) -> None:  # noqa: A002
         if self._sized:
             return
@@ -381,10 +403,7 @@ class DockerBackend:
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - await known())
-        for id, generation in orphans:  # noqa: A001
-            await self.remove(id, generation)
-        return orphans
+        return await remove_each(sorted(found - await known()), self.remove)
 
 
 def _make_egress(places: layout.Places) -> None:
@@ -414,8 +433,10 @@ def split_key(name: str) -> tuple[str, int] | None:
 
 
 def _is_sandbox(labels: Mapping[str, str]) -> bool:
-    """Leave out what holds a sandbox's volumes, and installs of packages. Every container also bears the labels of its image."""
-    return labels.get(f"{LABEL}.part") != "volumes" and labels.get(f"{LABEL}.sandbox") != "packages"
+    """Leave out what holds a sandbox's volumes, installs of packages and probes. Every container also bears the labels of its
+    image.
+    """
+    return labels.get(f"{LABEL}.part") not in ("volumes", PROBE) and labels.get(f"{LABEL}.sandbox") != "packages"
 
 
 def _labelled(container: DockerContainer) -> Labelled:
@@ -445,16 +466,12 @@ class _ContainerHost:
         return f"the container ended with status {state['ExitCode']}{memory}"
 
     async def stop(self) -> None:
-        container = await self._backend.find(self._id, self._generation)
-        if container is not None:
-            async with _engine("stop a container"):
-                await container.stop(t=2)
-        await self._backend.release_disk(self._id, self._generation)
+        await self._backend.end(self._id, self._generation)
 
     async def destroy(self) -> None:
         await self._backend.remove(self._id, self._generation)
 
 
 def installation_of(data_dir: Path) -> str:
-    """Return a short name for the installation that keeps its data in `data_dir`."""
-    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:8]
+    """Return a short name that keeps the containers of several installations on one engine apart."""
+    return hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import anyio
-import orjson
 
+from managed_agents.sandbox import listing
 from managed_agents.sandbox.backend import Call, FileEntry, Outcome, Owner, SandboxError, SandboxGone, SandboxUnreachable
 from managed_agents.sandbox.client import Exchange, RunnerClient, RunnerLost
 from managed_agents.sandbox.runner import frames
@@ -178,10 +178,7 @@ class RunnerSandbox:
 
     async def listing(self, path: str, *, digests: bool = True) -> list[FileEntry]:
         _, body = await self._request({"op": "stat", "path": path, "digests": digests})
-        try:
-            return [FileEntry(**entry) for entry in orjson.loads(body)]
-        except (TypeError, ValueError) as error:
-            raise SandboxError("the runner's listing cannot be read") from error
+        return listing.read(body)
 
     async def aclose(self) -> None:
         await self._client.aclose()

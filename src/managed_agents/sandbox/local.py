@@ -22,7 +22,7 @@ from typing import Any, Literal
 import anyio
 import anyio.to_thread
 
-from managed_agents.sandbox import layout
+from managed_agents.sandbox import layout, uids
 from managed_agents.sandbox.backend import (
     Capability,
     Known,
@@ -34,6 +34,7 @@ from managed_agents.sandbox.backend import (
     SandboxGone,
     SandboxKey,
     SandboxSpec,
+    remove_each,
 )
 from managed_agents.sandbox.client import RunnerClient
 from managed_agents.sandbox.docker import split_key
@@ -132,21 +133,7 @@ class LocalBackend:
 
     def _take_uid(self, places: layout.Places) -> int | None:
         """Return a uid no other sandbox here has: they share the machine's processes and files."""
-        if os.geteuid() != 0:
-            return None
-        slots = self._data_dir / "slots"
-        slots.mkdir(parents=True, exist_ok=True)
-        for slot in range(layout.UIDS):
-            path = slots / str(slot)
-            try:
-                path.symlink_to(places.home)  # atomic: taken, and by whom
-            except FileExistsError:
-                if path.readlink().exists():
-                    continue
-                path.unlink(missing_ok=True)  # of a sandbox that was removed
-                return self._take_uid(places)
-            return self._uid_base + slot
-        raise SandboxError(f"all {layout.UIDS} uids are taken")
+        return self._uid_base + uids.take(self._data_dir, places.home) if os.geteuid() == 0 else None
 
     async def _namespaces(self) -> Sequence[str] | None:
         """Return the command that makes namespaces here; None when there is none."""
@@ -240,6 +227,12 @@ class LocalBackend:
         await self._start(self._places(id, max(generations)))
         return self._handle(id, max(generations))
 
+    async def halt(self, id: str) -> bool:  # noqa: A002
+        found = [each for each in await self.list() if each.id == id]
+        for each in found:
+            await self.end(self._places(each.id, each.generation))
+        return bool(found)
+
     async def list(self) -> Sequence[Labelled]:
         found: list[Labelled] = []
         root = self._data_dir / "sandboxes"
@@ -275,10 +268,11 @@ class LocalBackend:
         for parent in (self._data_dir / "sandboxes", self._run_dir):
             if parent.exists():
                 found |= {split for path in parent.iterdir() if (split := split_key(path.name)) is not None}
-        orphans = sorted(found - await known())
-        for orphan in orphans:
-            await self.remove(self._places(*orphan))
-        return orphans
+
+        async def remove(id: str, generation: int) -> None:  # noqa: A002
+            await self.remove(self._places(id, generation))
+
+        return await remove_each(sorted(found - await known()), remove)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

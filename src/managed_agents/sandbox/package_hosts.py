@@ -14,6 +14,7 @@ import anyio
 
 from managed_agents.sandbox.backend import SandboxError
 
+PROBE = "probe"
 PROBE_SECONDS_MAX = 60.0
 OUTPUT_CHARS_MAX = 256 * 1024
 HOSTS_MAX = 200
@@ -41,10 +42,11 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 
 class PackageHosts:
-    """Asks an image once."""
+    """Asks an image once. The containers bear the name of the `installation`, whose collector removes what a crash left."""
 
-    def __init__(self, image: str) -> None:
+    def __init__(self, image: str, *, installation: str) -> None:
         self._image = image
+        self._labels = {"managed-agents.installation": installation, "managed-agents.part": PROBE}
         self._kept: tuple[str, list[str]] | None = None
         self._asking = anyio.Lock()
 
@@ -57,7 +59,7 @@ class PackageHosts:
                     docker = aiodocker.Docker()
                     image_id: str = (await docker.images.inspect(self._image))["Id"]
                     if self._kept is None or self._kept[0] != image_id:
-                        self._kept = (image_id, hosts_in(await _output(docker, image_id)))
+                        self._kept = (image_id, hosts_in(await _output(docker, image_id, self._labels)))
                     return self._kept[1]
             except aiodocker.DockerError as error:
                 raise SandboxError(f"the engine failed to look into {self._image}: {error.message}") from error
@@ -69,13 +71,13 @@ class PackageHosts:
                         await docker.close()
 
 
-async def _output(docker: Any, image_id: str) -> str:
+async def _output(docker: Any, image_id: str, labels: dict[str, str]) -> str:
     container = await docker.containers.create(
         {
             "Image": image_id,
             "Cmd": ["/bin/sh", "-c", _PROBE],
             "Entrypoint": [],
-            "Labels": {"managed-agents.part": "probe"},
+            "Labels": labels,
             "HostConfig": {"NetworkMode": "none", "CapDrop": ["ALL"], "ReadonlyRootfs": True, "Tmpfs": {"/tmp": "size=16m"}},
         }
     )

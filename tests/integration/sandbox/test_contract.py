@@ -71,6 +71,19 @@ async def test_a_new_owner_attaches_and_nothing_runs_twice(bench: Bench, sandbox
         await second.aclose()
 
 
+async def test_what_is_halted_does_not_run_and_starts_again_with_its_files(bench: Bench, sandbox: Sandbox) -> None:
+    await sandbox.execute(new_call("bash", command="echo kept > file"))
+    backend = bench.backend()
+    for _ in range(2):  # it runs; it does not
+        assert await backend.halt(sandbox.id)
+        assert [found.running for found in await backend.list() if found.id == sandbox.id] == [False]
+    assert not [mount for mount in bench.traces()["mounts"] if sandbox.id in mount and "/root" not in mount]
+    assert not await backend.halt("sbx_of_nobody")
+    again = await backend.attach(sandbox.id)
+    assert text(await again.execute(new_call("bash", command="cat file"))) == "kept\n"
+    await again.aclose()
+
+
 async def test_a_lower_epoch_is_refused(sandbox: Sandbox) -> None:
     await sandbox.execute(Call("a", 5, "bash", {"command": "true"}, 60))
     with pytest.raises(StaleEpoch):
@@ -173,6 +186,23 @@ async def test_attach_takes_the_highest_generation(bench: Bench, sandbox: Sandbo
     await second.aclose()
 
 
+async def test_one_that_cannot_be_removed_keeps_no_other_from_it(bench: Bench) -> None:
+    directory = bench.directory / "data" / "sandboxes"
+    directory.mkdir(parents=True, exist_ok=True)
+    stray, orphan = directory / "aaa.1", directory / "zzz.1"
+    stray.touch()  # no directory: nothing that a sandbox would leave, and nothing that can be removed like one
+    orphan.mkdir()
+
+    async def others() -> set[SandboxKey]:
+        return {(found.id, found.generation) for found in await bench.backend().list()} | {("sbx_shared", 1)}
+
+    try:
+        assert await bench.backend().collect_orphans(others) == [("zzz", 1)]
+    finally:
+        stray.unlink()
+    assert not orphan.exists()
+
+
 async def test_a_half_made_sandbox_is_made_anew(bench: Bench) -> None:
     spec = bench.spec()
     home = bench.directory / "data" / "sandboxes" / f"{spec.id}.1"
@@ -266,6 +296,32 @@ async def test_uploads_can_be_removed(sandbox: Sandbox) -> None:
         with pytest.raises(SandboxError):
             await sandbox.remove(path)
     assert [entry.path for entry in await sandbox.listing("/workspace")] == ["mine.txt"]
+
+
+async def test_an_upload_can_lie_where_a_removed_ones_directory_was(bench: Bench, sandbox: Sandbox) -> None:
+    uploads = "/mnt/session/uploads"
+    for path in ("a/b/c.txt", "a/d.txt"):
+        await sandbox.put(f"{uploads}/{path}", b"given", "root", 0o444)
+    with pytest.raises(SandboxError):
+        await sandbox.put(f"{uploads}/a", b"", "root", 0o444)  # of which nothing is left
+    await sandbox.remove(f"{uploads}/a/b/c.txt")
+    await sandbox.put(f"{uploads}/a/b", b"file", "root", 0o444)
+    for _ in range(2):
+        await sandbox.remove(f"{uploads}/a/b")
+    await sandbox.remove(f"{uploads}/a/d.txt")
+    await sandbox.put(f"{uploads}/a", b"file", "root", 0o444)
+    assert [entry.path for entry in await sandbox.listing(uploads)] == ["a"]
+    if bench.kind != "local-mapped":  # where commands see the host's paths
+        assert text(await sandbox.execute(new_call("bash", command=f"ls -A {uploads}"))) == "a\n"
+
+
+async def test_an_upload_may_have_as_long_a_name_as_there_is(sandbox: Sandbox) -> None:
+    name = "名" * 84 + ".md"
+    assert len(name.encode()) == 255
+    await sandbox.put(f"/mnt/session/uploads/{name}", b"root's", "root", 0o444)
+    await sandbox.put(f"/workspace/{name}", b"own", "agent")
+    for directory, content in (("/mnt/session/uploads", b"root's"), ("/workspace", b"own")):
+        assert b"".join([chunk async for chunk in sandbox.get(f"{directory}/{name}")]) == content
 
 
 async def test_snapshot_holds_the_files(sandbox: Sandbox) -> None:

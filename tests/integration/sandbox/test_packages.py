@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from managed_agents.sandbox import packages
+from managed_agents.sandbox import docker, packages
 from managed_agents.sandbox.backend import PackagesFailed
 from managed_agents.sandbox.distribution import run
 from managed_agents.sandbox.docker import DockerBackend
@@ -139,6 +139,24 @@ def left(installation: str) -> dict[str, list[str]]:
         name: subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
         for name, command in found.items()
     }
+
+
+async def test_a_probe_whose_process_died_is_removed_and_no_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installation = f"probe-{tmp_path.name}-{os.getpid()}"
+    backend = DockerBackend(installation=installation, data_dir=tmp_path / "data", run_dir=tmp_path / "run")
+    labels = ["--label", f"managed-agents.installation={installation}", "--label", "managed-agents.part=probe"]
+    await anyio.run_process(["docker", "create", *labels, IMAGE, "true"])
+    try:
+        assert await backend.list() == []
+        await backend.collect_images()
+        assert len(left(installation)["containers"]) == 1  # it may be at work
+        monkeypatch.setattr(docker, "PROBE_STALE_SECONDS", -60.0)
+        await backend.collect_images()
+        assert left(installation)["containers"] == []
+    finally:
+        for container in left(installation)["containers"]:
+            await anyio.run_process(["docker", "rm", "-f", container])
+        await backend.aclose()
 
 
 @pytest.mark.requirement("ENV-054")

@@ -19,7 +19,7 @@ from managed_agents.core.errors import InvalidRequest, NotFound
 from managed_agents.db.engine import Database, Tx
 from managed_agents.resources.files.names import mime_type_of, output_filename
 from managed_agents.resources.files.schemas import ListFilesQuery
-from managed_agents.resources.files.tables import FileRow
+from managed_agents.resources.files.tables import DeletedOutputRow, FileRow
 from managed_agents.web import pagination
 
 METADATA_AFTER_EXPIRY = timedelta(days=30)
@@ -140,7 +140,7 @@ async def downloadable(db: Database, workspace_id: str, file_id: str) -> File:
 
 
 async def delete_file(db: Database, workspace_id: str, file_id: str) -> None:
-    """Delete a file; copies in sessions stay.
+    """Delete a file; copies in sessions stay. An output that is still in its sandbox does not come back as it is.
 
     Raises:
         NotFound. InvalidRequest: it is such a copy, which goes with the session's resource that names it.
@@ -152,7 +152,14 @@ async def delete_file(db: Database, workspace_id: str, file_id: str) -> None:
                 f"File '{file.id}' is mounted into session {file.session_id}; "
                 "delete its resource: DELETE /v1/sessions/{session_id}/resources/{resource_id}"
             )
-        await tx.execute(delete(FileRow).where(FileRow.id == file.id))
+        deleting = delete(FileRow).where(FileRow.id == file.id)
+        gone = (await tx.execute(deleting.returning(FileRow.session_id, FileRow.output_path, FileRow.sha256))).one_or_none()
+        if gone is not None and gone.output_path is not None:
+            statement = upsert(DeletedOutputRow).values(
+                session_id=gone.session_id, output_path=gone.output_path, sha256=gone.sha256
+            )
+            again = {"sha256": statement.excluded.sha256}
+            await tx.execute(statement.on_conflict_do_update(index_elements=_OUTPUT_KEY, set_=again))
 
 
 async def list_files(db: Database, workspace_id: str, query: ListFilesQuery) -> FilePage:
@@ -257,6 +264,9 @@ async def add_output(
             where=FileRow.sha256 != statement.excluded.sha256,
         )
     )
+    await tx.execute(
+        delete(DeletedOutputRow).where(DeletedOutputRow.session_id == session_id, DeletedOutputRow.output_path == output_path)
+    )
     row = await tx.execute(select(*_COLUMNS).where(FileRow.session_id == session_id, FileRow.output_path == output_path))
     return _file(row.one())
 
@@ -264,6 +274,7 @@ async def add_output(
 async def delete_for_session(tx: Tx, session_id: str) -> None:
     """Delete what belongs to a session: its copies and what it produced. Repeating is harmless."""
     await tx.execute(delete(FileRow).where(FileRow.session_id == session_id))
+    await tx.execute(delete(DeletedOutputRow).where(DeletedOutputRow.session_id == session_id))
 
 
 async def delete_session_copy(tx: Tx, session_id: str, file_id: str) -> None:
@@ -290,6 +301,7 @@ _COLUMNS = (
     FileRow.expires_at,
     and_(FileRow.expires_at.is_not(None), FileRow.expires_at <= func.now()).label("expired"),
 )
+_OUTPUT_KEY = (DeletedOutputRow.session_id, DeletedOutputRow.output_path)
 _POSITION = tuple_(FileRow.created_at, FileRow.id)
 _NEWEST_FIRST = (FileRow.created_at.desc(), FileRow.id.desc())
 

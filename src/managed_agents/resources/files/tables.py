@@ -35,3 +35,13 @@ class FileRow(Base):
     output_path: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class DeletedOutputRow(Base):
+    """An output that a client deleted: what is at its path in the sandbox is not to become a file again as it is."""
+
+    __tablename__ = "deleted_outputs"
+
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    output_path: Mapped[str] = mapped_column(Text, primary_key=True)
+    sha256: Mapped[str] = mapped_column(Text)

@@ -14,7 +14,6 @@ from typing import Any, cast
 import orjson
 from sqlalchemy import text
 
-from managed_agents.blobstore.store import BlobRef
 from managed_agents.core import ids, limits
 from managed_agents.db.engine import Tx
 from managed_agents.resources.sessions import places, snapshots
@@ -24,7 +23,7 @@ RESTORED = (
     "of {}. What changed later, /tmp and running processes are gone.]"
 )
 FRESH = "[The sandbox was lost and replaced by a fresh one. Files that were in it and running processes are gone.]"
-
+MAKING_SECONDS = 60.0  # a turn without calls may end while its sandbox is being made, for the next one to have it
 
 Packages = Mapping[str, Sequence[str]]
 """By manager."""
@@ -53,6 +52,16 @@ class Upload:
     path: str
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What was taken from a path below the outputs directory."""
+
+    path: str
+    sha256: str
+    size: int
+    deleted: bool
 
 
 _COLUMNS = "id, session_id, generation, host, state, mounts, networking, note, last_used_at, used_at IS NOT NULL AS used"
@@ -92,19 +101,26 @@ _UPLOADS = text(
     "SELECT r.sandbox_path, f.sha256, f.size_bytes FROM session_resources r JOIN files f ON f.id = r.file_id "
     "WHERE r.session_id = :session_id AND r.type = 'file' ORDER BY r.created_at, r.id"
 )
-_OUTPUTS = text("SELECT output_path, sha256, size_bytes FROM files WHERE session_id = :session_id AND output_path IS NOT NULL")
+_OUTPUTS = text("""
+    SELECT output_path, sha256, size_bytes, false AS deleted FROM files
+    WHERE session_id = :session_id AND output_path IS NOT NULL
+    UNION ALL SELECT output_path, sha256, 0, true FROM deleted_outputs WHERE session_id = :session_id
+""")
 _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
-    WHERE host = :host AND state IN ('live', 'stopping') AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
+    WHERE host = :host AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
+      -- One that runs though it is `stopped` was started again by a stop that came too late.
+      AND (state IN ('live', 'stopping') OR state = 'stopped' AND id = ANY(:running))
+      AND (last_used_at, id) > (coalesce(CAST(:behind_at AS timestamptz), '-infinity'), CAST(:behind_id AS text))
       -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
-    ORDER BY last_used_at LIMIT :count
+    ORDER BY last_used_at, id LIMIT :count
 """)
 _STOPPING = text("""
-    UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state IN ('live', 'stopping') AND last_used_at = :seen
+    UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state = :state AND last_used_at = :seen
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
 """)
-_STOPPED = text("UPDATE sandboxes SET state = 'stopped' WHERE id = :id AND state = 'stopping'")
+_STOPPED = text("UPDATE sandboxes SET state = :state WHERE id = :id AND state = 'stopping'")
 _DOOM = text("""
     UPDATE sandboxes b SET state = 'destroyed'
     WHERE host = :host AND state <> 'destroyed'
@@ -112,6 +128,9 @@ _DOOM = text("""
                        AND s.archived_at IS NULL)
            OR EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
            OR b.since <= clock_timestamp() - make_interval(secs => :kept)
+              AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
+           -- Whoever was making it has died, and nobody asked for it since.
+           OR b.state = 'provisioning' AND b.created_at < clock_timestamp() - make_interval(secs => :making)
               AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
            -- Everything in it is in its snapshot: nobody ran anything in it since, or at all.
            OR b.state = 'stopped' AND b.last_used_at < clock_timestamp() - make_interval(secs => :parked)
@@ -132,8 +151,9 @@ async def current(tx: Tx, session_id: str) -> Binding | None:
     return None if row is None else Binding(*row)
 
 
-async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: str) -> Binding | None:
-    """Bind a new sandbox of the next generation, as `provisioning`, or one made ahead like `fingerprint`.
+async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: str, fresh: bool = False) -> Binding | None:
+    """Bind a new sandbox of the next generation, as `provisioning`, or one made ahead like `fingerprint`. `fresh`: the session's
+    snapshot is not going to be restored into it.
 
     None when `epoch` is no longer the session's: roll back.
     """
@@ -141,13 +161,14 @@ async def bind(tx: Tx, session_id: str, *, epoch: int, host: str, fingerprint: s
     before = (await tx.execute(_BEFORE, {"session_id": session_id})).one()
     note: str | None = before.note
     if before.used_at is not None:
-        snapshot = await snapshots.latest(tx, session_id)
+        snapshot = None if fresh else await snapshots.latest(tx, session_id)
         if snapshot is None:
             note = FRESH
         elif snapshot.taken_at < before.used_at:
             note = RESTORED.format(f"{snapshot.taken_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
     values = {"id": adopted or ids.new_id(ids.SANDBOX), "session_id": session_id, "epoch": epoch, "host": host, "note": note}
-    row = (await tx.execute(_BIND, {**values, "kept": limits.SANDBOX_STATE_SECONDS})).one_or_none()
+    kept = 0.0 if fresh else limits.SANDBOX_STATE_SECONDS
+    row = (await tx.execute(_BIND, {**values, "kept": kept})).one_or_none()
     return None if row is None else Binding(*row)
 
 
@@ -202,32 +223,39 @@ async def uploads(tx: Tx, session_id: str) -> list[Upload]:
     return [Upload(*row) for row in await tx.execute(_UPLOADS, {"session_id": session_id})]
 
 
-async def outputs(tx: Tx, session_id: str) -> dict[str, BlobRef]:
-    """Outputs collected so far, by path below the outputs directory."""
-    rows = await tx.execute(_OUTPUTS, {"session_id": session_id})
-    return {row.output_path: BlobRef(row.sha256, row.size_bytes) for row in rows}
+async def outputs(tx: Tx, session_id: str) -> list[Output]:
+    """Outputs collected so far, those that a client deleted since among them."""
+    return [Output(*row) for row in await tx.execute(_OUTPUTS, {"session_id": session_id})]
 
 
-async def unused(tx: Tx, *, host: str, idle_seconds: float, count: int = 50) -> list[Binding]:
-    """Live sandboxes of this host whose session rests and which nobody used for `idle_seconds`, the longest unused first."""
-    return [Binding(*row) for row in await tx.execute(_UNUSED, {"host": host, "idle": idle_seconds, "count": count})]
+async def unused(
+    tx: Tx, *, host: str, idle_seconds: float, count: int = 50, running: Sequence[str] = (), behind: Binding | None = None
+) -> list[Binding]:
+    """Sandboxes of this host that should not run: the session rests and nobody used it for `idle_seconds`, the longest unused
+    first; `behind` one that was returned before. Of the stopped ones those that are in `running`.
+    """
+    values = {"host": host, "idle": idle_seconds, "count": count, "running": list(running)}
+    values |= {"behind_at": behind and behind.last_used_at, "behind_id": behind.sandbox_id if behind else ""}
+    return [Binding(*row) for row in await tx.execute(_UNUSED, values)]
 
 
 async def begin_stop(tx: Tx, binding: Binding) -> bool:
     """Claim the right to stop a sandbox; False when it was used since `binding` was read, or its session has an owner."""
-    return (await tx.execute(_STOPPING, {"id": binding.sandbox_id, "seen": binding.last_used_at})).rowcount == 1
+    values = {"id": binding.sandbox_id, "seen": binding.last_used_at, "state": binding.state}
+    return (await tx.execute(_STOPPING, values)).rowcount == 1
 
 
-async def set_stopped(tx: Tx, sandbox_id: str) -> None:
-    """Record that a sandbox that was `stopping` has stopped."""
-    await tx.execute(_STOPPED, {"id": sandbox_id})
+async def set_stopped(tx: Tx, sandbox_id: str, *, gone: bool = False) -> None:
+    """Record that a sandbox that was `stopping` has stopped; `gone`: nothing of it is left."""
+    await tx.execute(_STOPPED, {"id": sandbox_id, "state": "destroyed" if gone else "stopped"})
 
 
 async def doom(tx: Tx, *, host: str, parked_seconds: float) -> None:
     """Mark as destroyed the sandboxes of this host whose session is gone or archived, whose state is too old, that a newer
-    generation replaced, and that have been stopped for `parked_seconds` and are in a snapshot.
+    generation replaced, that nobody goes on making, and that have been stopped for `parked_seconds` and are in a snapshot.
     """
-    await tx.execute(_DOOM, {"host": host, "parked": parked_seconds, "kept": limits.SANDBOX_STATE_SECONDS})
+    values = {"host": host, "parked": parked_seconds, "kept": limits.SANDBOX_STATE_SECONDS, "making": MAKING_SECONDS}
+    await tx.execute(_DOOM, values)
 
 
 async def known(tx: Tx, *, host: str) -> set[tuple[str, int]]:

@@ -44,10 +44,22 @@ _TOKEN = text("""
 """)
 _STATE = text("SELECT repositories FROM sandboxes WHERE id = :id")
 _SET_STATE = text("UPDATE sandboxes SET repositories = repositories || CAST(:state AS jsonb) WHERE id = :id")
-# What was restored into a sandbox is what the one before it had.
+_TOLD = text("""
+    UPDATE sandboxes SET repositories = jsonb_set(repositories, ARRAY[CAST(:resource_id AS text), 'told'], 'true')
+    WHERE id = :id AND repositories ? CAST(:resource_id AS text)
+""")
+# In every sandbox: one restored later has the states of the one of which the snapshot is. A branch or commit that the host does
+# not have is nothing that a token changes, and its clone is there.
+_TRY_AGAIN = text("""
+    UPDATE sandboxes SET repositories = jsonb_set(repositories, ARRAY[CAST(:resource_id AS text)],
+        (repositories -> CAST(:resource_id AS text)) || jsonb_build_object('again', true, 'attempt',
+            coalesce(CAST(repositories -> CAST(:resource_id AS text) ->> 'attempt' AS integer), 0) + 1))
+    WHERE session_id = :session_id AND repositories -> CAST(:resource_id AS text) ->> 'error' <> 'repository_checkout_error'
+""")
+# What was restored into a sandbox is what the one had of which the snapshot is.
 _INHERIT = text("""
     UPDATE sandboxes b SET repositories = coalesce((SELECT p.repositories FROM sandboxes p
-        WHERE p.session_id = b.session_id AND p.generation < b.generation ORDER BY p.generation DESC LIMIT 1), '{}')
+        WHERE p.session_id = b.session_id AND p.generation = :generation), '{}')
     WHERE b.id = :id
 """)
 
@@ -73,6 +85,10 @@ class State:
     message: str = ""
     told: bool = False
     """Clients know of the error."""
+    attempt: int = 0
+    """Which clone this was, or is to be."""
+    again: bool = False
+    """It failed, and is to be tried again: the token is another one."""
 
 
 def identity(resource_id: str) -> str:
@@ -179,13 +195,26 @@ async def states(tx: Tx, sandbox_id: str) -> dict[str, State]:
 
 async def set_states(tx: Tx, sandbox_id: str, changed: Mapping[str, State]) -> None:
     """Record what became of some repositories."""
-    state = {key: {"error": one.error, "message": one.message, "told": one.told} for key, one in changed.items()}
+    state = {
+        key: {"error": one.error, "message": one.message, "told": one.told} | ({"attempt": one.attempt} if one.attempt else {})
+        for key, one in changed.items()
+    }
     await tx.execute(_SET_STATE, {"id": sandbox_id, "state": orjson.dumps(state).decode()})
 
 
-async def inherit_states(tx: Tx, sandbox_id: str) -> None:
-    """Take over what became of repositories in the sandbox whose snapshot was restored into this one."""
-    await tx.execute(_INHERIT, {"id": sandbox_id})
+async def set_told(tx: Tx, sandbox_id: str, resource_id: str) -> None:
+    """Record that clients know what became of a repository."""
+    await tx.execute(_TOLD, {"id": sandbox_id, "resource_id": resource_id})
+
+
+async def try_again(tx: Tx, session_id: str, resource_id: str) -> None:
+    """Have the session's next turn clone a repository whose clone failed."""
+    await tx.execute(_TRY_AGAIN, {"session_id": session_id, "resource_id": resource_id})
+
+
+async def inherit_states(tx: Tx, sandbox_id: str, generation: int) -> None:
+    """Take over what became of repositories in the sandbox of `generation`, whose snapshot was restored into this one."""
+    await tx.execute(_INHERIT, {"id": sandbox_id, "generation": generation})
 
 
 def described(wanted: Sequence[Repository]) -> list[str]:

@@ -80,7 +80,8 @@ async def add(db: Database, hints: Hints, workspace_id: WorkspaceId, session_id:
 async def rotate_token(
     db: Database, sealing: Sealing, workspace_id: WorkspaceId, session_id: str, resource_id: str, command: RotateToken
 ) -> Json:
-    """Replace a repository's token (spec: ResourceUpdateParams); it counts from the next request to the host on.
+    """Replace a repository's token (spec: ResourceUpdateParams); it counts from the next request to the host on, and a clone that
+    failed is tried again in the next turn.
 
     Raises:
         NotFound. InvalidRequest: archived, or of a kind without a token.
@@ -96,6 +97,7 @@ async def rotate_token(
         columns = repositories.sealed_token(sealing, workspace_id, resource_id, row.body["url"], command.authorization_token)
         changed = update(RESOURCES).where(RESOURCES.c.id == resource_id)
         await tx.execute(changed.values(**columns, updated_at=head.at))
+        await repositories.try_again(tx, session_id, resource_id)
         return resource_json(await _select(tx, session_id, resource_id))
 
 

@@ -32,8 +32,9 @@ class Sink:
 
     def __init__(self, directory: int, name: str, mode: int) -> None:
         self._directory, self._name, self._mode = directory, name, mode
-        self._partial = f".{name[:200]}.{os.getpid()}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Not made of the name, which may have as many bytes as a name can have.
+        self._partial = f".put-{os.urandom(8).hex()}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._partial, flags, 0o600, dir_fd=directory)
 
     def write(self, data: bytes) -> None:
@@ -42,15 +43,23 @@ class Sink:
             view = view[os.write(self._fd, view) :]
 
     def finish(self) -> None:
-        os.fchmod(self._fd, self._mode)
+        """Give the file its name. One that cannot have it is removed. Raises: OSError."""
+        try:
+            os.fchmod(self._fd, self._mode)
+            os.rename(self._partial, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError:
+            self.abandon()
+            raise
         os.close(self._fd)
-        os.rename(self._partial, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         os.close(self._directory)
 
     def abandon(self) -> None:
+        """Remove what was written."""
         os.close(self._fd)
-        os.unlink(self._partial, dir_fd=self._directory)
-        os.close(self._directory)
+        try:
+            os.unlink(self._partial, dir_fd=self._directory)
+        finally:
+            os.close(self._directory)
 
 
 def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
@@ -64,13 +73,27 @@ def root_sink(path: str, mode: int, roots: list[str]) -> Sink:
 
 
 def root_remove(path: str, roots: list[str]) -> None:
-    """Remove a file of uid 0. One that is not there is removed already; its directories stay."""
+    """Remove a file of uid 0, and the directories that are empty without it: a file may be wanted where they were. What is not
+    there is removed already.
+    """
+    root = next((root for root in roots if path.startswith(root + "/")), "")
+    _remove_at("remove", path, roots, os.unlink)
+    above = os.path.dirname(path.rstrip("/"))
+    while len(above) > len(root):
+        try:
+            _remove_at("remove", above, roots, os.rmdir)
+        except OSError:
+            return  # not empty
+        above = os.path.dirname(above)
+
+
+def _remove_at(operation: str, path: str, roots: list[str], remove: Callable[..., None]) -> None:
     try:
-        directory, name = _root_directory("remove", path, roots, create=False)
+        directory, name = _root_directory(operation, path, roots, create=False)
     except FileNotFoundError:
         return
     try:
-        os.unlink(name, dir_fd=directory)
+        remove(name, dir_fd=directory)
     except FileNotFoundError:
         return
     finally:
