@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import anyio
 import pytest
 
 from managed_agents.scripted_model import tool_use
-from tests.support.stack import BETA, TOOLSET, stack
+from tests.conformance.test_sandbox_life import rows, unowned
+from tests.conformance.test_sandbox_places import relieving
+from tests.support.stack import BETA, TOOLSET, Variant, stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -61,3 +64,29 @@ async def test_a_full_disk_and_a_file_to_mount_leave_a_way_to_make_room(postgres
     assert first.content[0].text.startswith("[Mounted files are not up to date: /mnt/session/uploads/late.txt (")
     assert first.content[0].text.endswith("]\nroom\n")
     assert second.content[0].text == f"{1024 * 1024}\n"
+
+
+@pytest.mark.requirement("ENV-081")
+async def test_a_container_killed_at_rest_gives_its_place_to_who_waits(postgres_url: str, template: str) -> None:
+    variant = Variant(settings={"sandbox_running_max": 1})
+    async with stack(postgres_url, template, sandbox="docker", variant=variant) as server:
+        calls = [[tool_use("bash", command=command)] for command in ("echo kept > file", "cat file", "echo second")]
+        first = await server.session([calls[0], "a", calls[1], "b"], tools=TOOLSET)
+        second = await server.session([calls[2], "c"], tools=TOOLSET)
+        async with server.watching(first) as one, server.watching(second) as two, relieving(server):
+            await server.say(first, "go")
+            await one.idle()
+            await unowned(server, first)
+            (row,) = await rows(server, first)
+            label = f"label=managed-agents.sandbox={row.id}"
+            found = await anyio.run_process(["docker", "ps", "-q", "--filter", label])
+            await anyio.run_process(["docker", "kill", *found.stdout.decode().split()])
+            await server.say(second, "go")
+            await two.idle()
+            assert (await two.until("agent.tool_result")).content[0].text == "second\n"
+            assert [row.state for row in await rows(server, first)] == ["stopped"]
+            assert not list(server.settings.data_dir.glob(f"sandboxes/{row.id}.*/disk/workspace"))  # its disk is not mounted
+            await unowned(server, second)
+            await server.say(first, "again")
+            await one.idle(count=2)
+        assert (await one.until("agent.tool_result", count=2)).content[0].text == "kept\n"
