@@ -296,8 +296,9 @@ class SessionRunner:
                 await self._journal.log(events(response, asked))
                 faults.reach(RESPONSE_LOGGED)
             case Failed(too_long=True):
-                # Not a try that failed: a shorter one may do.
-                await self._journal.log([self._journal.failed_span(start.id, {"too_long": True})])
+                # Not a try that failed: a shorter one may do. Compactions that did not fit are counted.
+                useless = {"compaction": {"useful": False}} if own else {}
+                await self._journal.log([self._journal.failed_span(start.id, {"too_long": True, **useless})])
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:

@@ -140,6 +140,22 @@ async def test_too_many_compactions_in_a_row_end_the_turn_and_a_new_message_begi
     assert first_turn.count(COMPACTED) == limits.COMPACTIONS_IN_A_ROW_MAX
 
 
+@pytest.mark.requirement("EVT-122")
+async def test_an_endpoint_that_finds_every_request_too_long_ends_the_turn(server: Stack) -> None:
+    endless = True
+    session = await server.session(lambda _request: fail(400, "prompt is too long") if endless else "ok")
+    async with server.watching(session) as watch:
+        await server.say(session, "Hello.")
+        assert (await watch.idle()).stop_reason.type == "retries_exhausted"
+        assert len(server.requests(session)) == 1 + limits.COMPACTIONS_IN_A_ROW_MAX
+        endless = False
+        await server.say(session, "And now?")
+        assert (await watch.idle(2)).stop_reason.type == "end_turn"
+    (error,) = [event.error for event in watch.logged if event.type == "session.error"]
+    assert (error.type, error.retry_status.type) == ("compaction_limit_reached_error", "exhausted")
+    assert compactions(watch) == 0
+
+
 @pytest.mark.parametrize("useless", [tool_use("bash", command="true"), [stop_reason("end_turn")]], ids=["a call", "nothing"])
 async def test_a_summary_of_no_use_is_asked_for_again_in_plain_words(server: Stack, useless: Reply) -> None:
     def reply(request: Request) -> Reply:

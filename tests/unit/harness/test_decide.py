@@ -285,6 +285,19 @@ def test_too_many_compactions_in_a_row_give_the_turn_up() -> None:
     assert step_after(events, full=True) == Compact(opens_period=False, briefly=False)
 
 
+def test_a_compaction_that_does_not_fit_either_counts_as_one() -> None:
+    events, start_id = opened()
+    events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True, private={"too_long": True}))
+    for _ in range(limits.COMPACTIONS_IN_A_ROW_MAX):
+        assert step_after(events) == Compact(opens_period=False, briefly=True)
+        start = ev.span_start(THREAD)
+        private = {"too_long": True, "compaction": {"useful": False}}
+        events += [start, ev.span_end(THREAD, start.id, SpanUsage(), is_error=True, private=private)]
+    step = step_after(events, [MESSAGE])
+    assert isinstance(step, StopExhausted)
+    assert (step.error_type, step.flushed) == ("compaction_limit_reached_error", (MESSAGE,))
+
+
 def test_a_response_cut_off_at_its_limit_is_continued_a_few_times() -> None:
     events, start_id = opened()
     for _ in range(limits.CONTINUATIONS_IN_A_ROW_MAX):
