@@ -17,6 +17,7 @@ from managed_agents.harness.lease import Claim
 from managed_agents.harness.turn import ToolCall
 
 CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
+REJECTED: ev.Json = {"rejected": True}  # of one whose request the endpoint will not take as it is
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 
 

@@ -26,7 +26,7 @@ from managed_agents.harness.brain import STANDARD, Guarded, Harness
 from managed_agents.harness.changes import Changes
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
-from managed_agents.harness.journal import CUT, Journal
+from managed_agents.harness.journal import CUT, REJECTED, Journal
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.prompt import Brief
 from managed_agents.harness.request import Failed, Finished, ModelRequester
@@ -317,7 +317,7 @@ class SessionRunner:
             failed.message,
         )
         if not failed.retryable or failures >= limits.MODEL_TRIES_MAX:
-            return await self._stop(failed.error_type, failed.message)
+            return await self._stop(failed.error_type, failed.message, closing=REJECTED if failed.rejected else None)
         # One `retrying` error per streak; the reschedule itself is visible each time.
         error = [ev.session_error(self._journal.thread_id, failed.error_type, failed.message, "retrying")]
         wait = steps.backoff_seconds(failures, self._parts.jitter(), failed.retry_after_seconds)
@@ -330,12 +330,12 @@ class SessionRunner:
                 return False
         return True
 
-    async def _stop(self, error_type: str, message: str) -> bool:
-        """Give the turn up: close what is open, tell why, flush what waits, go idle."""
+    async def _stop(self, error_type: str, message: str, *, closing: ev.Json | None = None) -> bool:
+        """Give the turn up: close what is open, a span with `closing`, tell why, flush what waits, go idle."""
         await self._harvest()
         while True:
             turn, inbox = self._context.turn, list(self._context.inbox)
-            events = [self._journal.failed_span(turn.open_span)] if turn.open_span else []
+            events = [self._journal.failed_span(turn.open_span, closing)] if turn.open_span else []
             events += [self._journal.interrupted_result(call) for call in turn.pending.values()]
             events.append(ev.session_error(self._journal.thread_id, error_type, message, "exhausted"))
             events += [queued.taken_up(for_model=False) for queued in inbox]

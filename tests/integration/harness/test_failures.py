@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from managed_agents.core import limits
+from managed_agents.harness.transcript import REMOVED
 from managed_agents.scripted_model import Reply, Request, cut, fail, stall, text, thinking, tool_use
 from tests.integration.harness.conftest import STALL_SECONDS
 from tests.support.meddling import Meddler
@@ -13,6 +14,7 @@ from tests.support.stack import TOOLSET, Stack, Watch, message
 
 pytestmark = pytest.mark.anyio
 
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HALF = [thinking("Well."), text("half an answer")]
 RETRIED: dict[str, tuple[Any, str]] = {
     "429": (fail(429, retry_after=0.2), "model_rate_limited_error"),
@@ -152,6 +154,23 @@ async def test_what_will_be_refused_again_ends_the_turn_at_once(server: Stack, s
     assert (await server.client.beta.sessions.retrieve(session.id)).status == "idle"
     again = await server.turn(session, "better?")
     assert again.logged[-1].stop_reason.type == "end_turn"
+
+
+@pytest.mark.requirement("EVT-170")
+async def test_an_image_that_the_endpoint_rejects_costs_a_turn_not_the_session(server: Stack) -> None:
+    def reply(request: Request) -> Reply:
+        return fail(400, "Could not process image") if "image" in str(request.messages) else "ok"
+
+    session = await server.session(reply)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+    async with server.watching(session) as watch:
+        content = [image, {"type": "text", "text": "What is this?"}]
+        await server.client.beta.sessions.events.send(session.id, events=[{"type": "user.message", "content": content}])
+        assert (await watch.idle()).stop_reason.type == "retries_exhausted"
+        await server.say(session, "Go on without it.")
+        assert (await watch.idle(2)).stop_reason.type == "end_turn"
+    (message,) = server.requests(session)[-1].messages
+    assert [block["text"] for block in message["content"]] == [REMOVED, "What is this?", "Go on without it."]
 
 
 @pytest.mark.requirement("EVT-096")
