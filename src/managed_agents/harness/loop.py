@@ -24,6 +24,7 @@ from managed_agents.harness import lease
 from managed_agents.harness.asking import Asked, Asking
 from managed_agents.harness.brain import STANDARD, Guarded, Harness
 from managed_agents.harness.changes import Changes
+from managed_agents.harness.compaction import is_whole
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
 from managed_agents.harness.journal import CUT, REJECTED, Journal
@@ -258,7 +259,8 @@ class SessionRunner:
 
         def summarised(response: Response, asked: Asked) -> list[NewEvent]:
             assert self._brief is not None
-            kept = transcript.checkpoint(self._brief, response.content)
+            whole = is_whole(response.stop_reason, briefly=step.briefly)
+            kept = transcript.checkpoint(self._brief, response.content) if whole else None
             checkpoint = None if kept is None else {**kept, "turn": snapshot(self._context.turn)}
             return compacted(response, self._journal.thread_id, asked.start_id, checkpoint)
 
