@@ -220,6 +220,10 @@ class SessionRunner:
         events += self._journal.idle(stop_reason, step.stop_details, step.of_session)
         # A session at its cap says so: a turn that ends as if below it is decided again when that is not true any more.
         ends_below = step.stop_reason == "end_turn" and step.of_session is None
+        if step.more:
+            # Running again in the same append: nobody may see the session idle and owned.
+            await self._journal.log([*events, *self._journal.opening(True)], step.taken)
+            return False
         return await self._journal.rest(events, Rest(), step.taken, within_budget=ends_below)
 
     async def _harvest(self) -> None:

@@ -273,6 +273,22 @@ async def test_calls_of_a_refused_response_do_not_run(server: Stack) -> None:
     assert "evil" not in str(server.requests(session)[-1].messages)
 
 
+@pytest.mark.requirement("EVT-172")
+async def test_a_refusal_is_told_though_a_message_waits_and_that_begins_a_turn_of_its_own(server: Stack) -> None:
+    from managed_agents.scripted_model import refuse
+
+    session = await server.session([[text("I"), stall(STALL_SECONDS / 2), refuse("cyber")], "fine"])
+    async with server.watching(session) as watch:
+        await server.say(session, "do evil")
+        await watch.until("span.model_request_start")
+        await server.say(session, "do good")
+        refused = await watch.idle()
+        assert (refused.stop_reason.type, refused.stop_details.category) == ("refusal", "cyber")
+        assert (await watch.idle(2)).stop_reason.type == "end_turn"
+    assert watch.types[watch.types.index("session.status_idle") :][:4] == ["session.status_idle", *RUNNING, "user.message"]
+    assert "evil" not in str(server.requests(session)[-1].messages)
+
+
 async def test_effort_speed_and_geo_reach_the_model(server: Stack) -> None:
     def reply(request: Request) -> Reply:
         return "ok"
