@@ -34,11 +34,20 @@ class Judge:
     models: Models
     jitter: Callable[[], float]
 
-    async def judge(self, agent: Mapping[str, Any], messages: Sequence[Json], calls: Mapping[int, Json]) -> dict[int, Judgement]:
-        """One judgement for each of `calls` (tool use blocks), within a bound."""
-        judgements = dict.fromkeys(calls, permissions.none_reached())
+    async def judge(
+        self,
+        agent: Mapping[str, Any],
+        messages: Sequence[Json],
+        calls: Mapping[int, Json],
+        judgements: dict[int, Judgement],
+    ) -> None:
+        """One judgement for each of `calls` (tool use blocks) into `judgements`, within a bound.
+
+        Each is there as soon as it is made: what it used counts also when the others are cancelled.
+        """
+        judgements |= dict.fromkeys(calls, permissions.none_reached())
         if not calls:
-            return judgements
+            return
         known = await self.models.retrieve(agent["model"]["id"])
         takes_effort = bool(known.capabilities.get("effort", {}).get("supported"))
         limiter = anyio.CapacityLimiter(AT_ONCE)
@@ -52,7 +61,6 @@ class Judge:
             async with anyio.create_task_group() as group:
                 for index, call in calls.items():
                     group.start_soon(judge_one, index, call)
-        return judgements
 
     async def _ask(self, body: Json, inference_geo: str | None) -> Judgement:
         for failures in range(1, TRIES_MAX + 1):

@@ -308,7 +308,7 @@ class SessionRunner:
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
-                await self._journal.log([self._journal.failed_span(start.id, CUT)])
+                await self._journal.log([self._journal.failed_span(start.id, CUT, asked.used)])
         return False
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from managed_agents.eventlog.events import SpanUsage
 from managed_agents.harness.response import usage_of
 from managed_agents.harness.tools.web_fetch import WebError
 from managed_agents.harness.tools.web_search import Answer, Found
@@ -59,7 +60,8 @@ class ModelSearch:
         except (errors.ModelError, TimeoutError) as error:
             raise WebError("unavailable", f"the search failed ({str(error) or type(error).__name__})") from error
         cost = response_cost(finished.model, finished.usage, inference_geo=model.get("inference_geo"))
-        return Answer(_results(finished.content), usage_of(finished.usage, cost))
+        used = usage_of(finished.usage, cost)
+        return Answer(_results(finished.content, used), used)
 
     async def _finished(self, body: Json) -> MessageFinished:
         async with self.client.stream(ModelRequest(body)) as events:
@@ -69,8 +71,11 @@ class ModelSearch:
         raise AssertionError("a response that ends without its last event is an error of the client")
 
 
-def _results(content: list[Json]) -> list[Found]:
-    """The results of the search, each with the passages that were quoted from it. Raises WebError."""
+def _results(content: list[Json], used: SpanUsage) -> list[Found]:
+    """The results of the search, each with the passages that were quoted from it.
+
+    Raises WebError, with what was `used`: the response has to be paid all the same.
+    """
     quoted: dict[str, list[str]] = {}
     found: dict[str, Json] = {}
     for block in content:
@@ -78,7 +83,7 @@ def _results(content: list[Json]) -> list[Found]:
             results = block["content"]
             if isinstance(results, dict):
                 code = str(results.get("error_code"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-                raise WebError(code if code in _CODES else "unavailable", "the provider's search failed")
+                raise WebError(code if code in _CODES else "unavailable", "the provider's search failed", used)
             found |= {result["url"]: result for result in results}
         for citation in block.get("citations") or ():
             passages = quoted.setdefault(citation.get("url", ""), [])

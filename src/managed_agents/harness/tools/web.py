@@ -39,4 +39,4 @@ class WebTools:
             content, usage = await web_search.run(self.search, call.input, config, agent)
             return Outcome(content, is_error=False), usage
         except WebError as error:
-            return Outcome([{"type": "text", "text": str(error)}], is_error=True), None
+            return Outcome([{"type": "text", "text": str(error)}], is_error=True), error.usage
