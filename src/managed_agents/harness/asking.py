@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from managed_agents.eventlog import events as ev
 from managed_agents.eventlog import interest
 from managed_agents.eventlog.events import SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
+from managed_agents.harness import budget
 from managed_agents.harness.changes import Changes
 from managed_agents.harness.judge import Judge
 from managed_agents.harness.lease import Claim
@@ -94,8 +96,16 @@ class Asking:
             return
         faults.reach(BEFORE_JUDGING)
         judge = Judge(self._requester.client, self._requester.models, self._jitter)
-        await judge.judge(agent, messages, calls, asked.judgements)
+        await judge.judge(agent, messages, calls, asked.judgements, await self._dollars_left(response))
         faults.reach(CALLS_JUDGED)
+
+    async def _dollars_left(self, response: Response) -> Decimal | None:
+        """What the session's budget leaves behind `response`, which is not in the log yet; null when there is no budget."""
+        async with self._db.autocommit() as tx:
+            dollars = await budget.left(tx, self._claim.session_id)
+        if dollars is None:
+            return None
+        return Decimal(0) if response.cost is None else dollars - response.cost
 
     def _preview(self, span_seq: int, *, shown: bool) -> Preview:
         """Whether anyone wants them is asked beside the request."""

@@ -3,8 +3,9 @@
 Nothing is logged before all calls of a response are judged, so a crash here costs the response, never a call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -40,21 +41,26 @@ class Judge:
         messages: Sequence[Json],
         calls: Mapping[int, Json],
         judgements: dict[int, Judgement],
+        dollars_left: Decimal | None = None,
     ) -> None:
         """One judgement for each of `calls` (tool use blocks) into `judgements`, within a bound.
 
-        Each is there as soon as it is made: what it used counts also when the others are cancelled.
+        Each is there as soon as it is made: what it used counts also when the others are cancelled. Where a budget leaves
+        `dollars_left`, they are made one after the other, and none is begun when nothing is left.
         """
         judgements |= dict.fromkeys(calls, permissions.none_reached())
         if not calls:
             return
         known = await self.models.retrieve(agent["model"]["id"])
         takes_effort = bool(known.capabilities.get("effort", {}).get("supported"))
-        limiter = anyio.CapacityLimiter(AT_ONCE)
+        limiter = anyio.CapacityLimiter(AT_ONCE if dollars_left is None else 1)
 
         async def judge_one(index: int, call: Json) -> None:
             body = permissions.judging_request(agent, messages, call, max_tokens=known.max_tokens, takes_effort=takes_effort)
             async with limiter:
+                if dollars_left is not None and not _within(dollars_left, judgements.values()):
+                    judgements[index] = permissions.none_reached(out_of_credits=True)
+                    return
                 judgements[index] = await self._ask(body, agent["model"].get("inference_geo"))
 
         with anyio.move_on_after(JUDGING_SECONDS_MAX):
@@ -83,3 +89,13 @@ class Judge:
                     text = "\n".join(block["text"] for block in event.content if block["type"] == "text")
                     return permissions.judgement_of(text, usage_of(event.usage, cost))
         raise AssertionError("a response that ends without its last event is an error of the client")
+
+
+def _within(dollars: Decimal, judgements: Iterable[Judgement]) -> bool:
+    """Whether less than `dollars` was spent on `judgements`. A cost that nobody knows is over any budget."""
+    spent = Decimal(0)
+    for judgement in judgements:
+        if judgement.usage.cost is None:
+            return False
+        spent += judgement.usage.cost
+    return spent < dollars

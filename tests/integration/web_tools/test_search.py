@@ -181,10 +181,14 @@ async def test_trouble_of_the_endpoint_s_search_has_a_code(told: str, code: str)
         assert await refused(provider) == code
         # What it has used all the same is part of the call's result.
         call = ToolCall("sevt_1", "web_search", {"query": "what is it"})
-        outcome, usage = await WebTools(WebFetch(GuardedClient()), provider).run(call, NOWHERE, AGENT, nothing_seen)
+        outcome, usage = await WebTools(WebFetch(GuardedClient()), provider).run(call, NOWHERE, AGENT, nothing_seen, below_cap)
     assert outcome.is_error
     assert usage is not None
     assert (usage.input_tokens, usage.output_tokens, usage.web_searches) == (2000, 50, 1)
+
+
+async def below_cap() -> bool:
+    return False
 
 
 async def nothing_seen(_sources: object) -> set[str]:

@@ -6,7 +6,7 @@ provider. What the request uses is accounted with the call's result.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 
@@ -35,6 +35,7 @@ _CODES = frozenset({"invalid_tool_input", "max_uses_exceeded", "too_many_request
 class ModelSearch:
     """Searches with the model's endpoint."""
 
+    asks_model: ClassVar[bool] = True
     client: ModelClient
 
     async def search(self, query: str, config: Json, agent: Mapping[str, Any]) -> Answer:
