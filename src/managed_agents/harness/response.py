@@ -9,6 +9,7 @@ from typing import Any
 from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, NewEvent, SpanUsage, new_event, span_end
 from managed_agents.harness.permissions import Judgement
 from managed_agents.harness.tools import definitions, policies
+from managed_agents.model.events import CUT_OFF
 
 Json = dict[str, Any]
 
@@ -116,7 +117,7 @@ def _broken(response: Response, index: int) -> str | None:
     """Why the call in block `index` has no usable input, or None."""
     if (raw := response.broken_inputs.get(index)) is None:
         return None
-    if response.stop_reason == "max_tokens":
+    if response.stop_reason in CUT_OFF:
         return "The input of this call was cut off: the response reached its output limit. Make smaller calls."
     return f"The input of this call is not valid JSON: {raw[:500]}"
 

@@ -251,11 +251,14 @@ async def test_a_response_that_is_paused_for_ever_is_given_up_and_an_interrupt_e
 
 
 @pytest.mark.requirement("EVT-098")
-async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: Stack) -> None:
+@pytest.mark.parametrize("raw", ['{"comm', ""])
+async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: Stack, raw: str) -> None:
     from managed_agents.scripted_model import broken_tool_use, stop_reason
 
-    session = await server.session([[broken_tool_use("bash", '{"comm'), stop_reason("max_tokens")], "I see"], tools=TOOLSET)
+    session = await server.session([[broken_tool_use("bash", raw), stop_reason("max_tokens")], "I see"], tools=TOOLSET)
     watch = await server.turn(session)
+    (use,) = [event for event in watch.logged if event.type == "agent.tool_use"]
+    assert use.evaluated_permission == "deny"
     (result,) = [event for event in watch.logged if event.type == "agent.tool_result"]
     assert result.is_error
     assert "output limit" in result.content[0].text
