@@ -229,9 +229,9 @@ class Transcript:
         tokens = compaction.SUMMARY_TOKENS_MAX
         messages = self.for_request(brief.agent["model"]["id"])
         if not briefly:
-            return prompt.body(brief, compaction.asking(messages), max_tokens=tokens)
+            return prompt.body(brief, compaction.asking(messages), said_tokens_max=tokens)
         told = compaction.asking_briefly(messages, chars_max=brief.model.full_tokens)
-        return prompt.body(brief, told, max_tokens=tokens, with_tools=False)
+        return prompt.body(brief, told, said_tokens_max=tokens, with_tools=False)
 
     def checkpoint(self, brief: Brief, content: Sequence[Json]) -> Json | None:
         """What a compaction keeps, from the response that summarises; None when that is of no use."""

@@ -192,8 +192,9 @@ class MessageFold:
         model, stop_reason, details = message["model"], message.get("stop_reason"), message.get("stop_details")
         if not isinstance(model, str) or not isinstance(stop_reason, str | None):
             raise TypeError("model or stop_reason")
-        if stop_reason in CUT_OFF and self._content and self._without_input == len(self._content) - 1:
-            self._bad_inputs[self._without_input] = BadToolInput("")
+        last = len(self._content) - 1
+        if stop_reason in CUT_OFF and self._without_input == last:
+            self._bad_inputs[last] = BadToolInput("")
         return MessageFinished(
             id=message["id"],
             model=model,
