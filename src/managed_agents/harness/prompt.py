@@ -31,7 +31,7 @@ class ModelRules:
     output_tokens: int
     # Levels of `output_config.effort`; none where the model refuses the field.
     efforts: tuple[str, ...] = ()
-    # How to ask for thinking: "adaptive", "budget", or null where it is on when the field is omitted (or cannot be had).
+    # How to ask for thinking: "adaptive", "budget", or null where it is always on (or cannot be had).
     thinking: str | None = None
 
     @property
@@ -62,11 +62,13 @@ def rules_of(context_tokens: int, output_tokens: int, capabilities: Mapping[str,
     efforts = tuple(level for level in EFFORTS if _supported(effort.get(level))) if effort.get("supported") else ()
     thinks: Mapping[str, Any] = capabilities.get("thinking") or {}
     types: Mapping[str, Any] = thinks.get("types") or {}
+    # A model that takes no other kind always thinks, and is not to be told to. spec: the vendor's migration notes, October 2026
+    others = any(_supported(types.get(kind)) for kind in ("enabled", "disabled", "between_tools"))
     thinking = None
-    # Models that refuse token budgets think without being asked, and some of them refuse to be asked.
-    # spec: the vendor's migration notes on thinking, October 2026
-    if _supported(types.get("enabled")):
-        thinking = "adaptive" if _supported(types.get("adaptive")) else "budget"
+    if _supported(types.get("adaptive")):
+        thinking = "adaptive" if others else None  # spec: thinking_types.py, each key says what the model accepts
+    elif _supported(types.get("enabled")):
+        thinking = "budget"
     return ModelRules(context_tokens, output_tokens, efforts, thinking)
 
 

@@ -104,7 +104,9 @@ def test_effort_speed_and_geo_are_passed_on_where_the_model_takes_them() -> None
     assert not {"output_config", "speed", "inference_geo", "thinking"} & set(plain)
 
 
-def test_thinking_is_asked_for_where_it_is_not_on_by_itself() -> None:
+def test_thinking_is_asked_for_wherever_it_could_be_off() -> None:
+    """A model that takes no budgets may still think only when told to: its capabilities say that it may be told."""
+
     def capabilities(*kinds: str) -> dict[str, Any]:
         return {"thinking": {"types": {kind: {"supported": kind in kinds} for kind in ("adaptive", "enabled", "disabled")}}}
 
@@ -112,7 +114,8 @@ def test_thinking_is_asked_for_where_it_is_not_on_by_itself() -> None:
         rules = rules_of(200_000, max_tokens, capabilities(*kinds))
         return Transcript().request(Brief(AGENT, rules)).get("thinking")
 
-    assert asked("adaptive") is None
+    assert asked("adaptive") is None  # always on, the field is to be left out
+    assert asked("adaptive", "disabled") == {"type": "adaptive"}
     assert asked("adaptive", "enabled", "disabled") == {"type": "adaptive"}
     assert asked("enabled", "disabled") == {"type": "enabled", "budget_tokens": 2048}
     assert asked("enabled", max_tokens=1500) is None
