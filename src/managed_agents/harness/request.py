@@ -94,8 +94,14 @@ def _finished(event: MessageFinished, model: Mapping[str, Any]) -> Finished | Fa
         response_cost(event.model, event.usage, speed=model["speed"], inference_geo=model.get("inference_geo")),
         {index: bad.raw for index, bad in event.bad_inputs.items()},
         model["id"],
+        _speed(event.usage) if model["speed"] == "fast" else None,
     )
     return Finished(response)
+
+
+def _speed(usage: Mapping[str, Any]) -> str | None:
+    speed = usage.get("speed")
+    return speed if speed in ("standard", "fast") else None  # spec: the values in beta_managed_agents_span_model_usage.py
 
 
 _FIELDS: Mapping[str, Mapping[str, type]] = {

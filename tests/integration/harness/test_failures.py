@@ -297,7 +297,10 @@ async def test_effort_speed_and_geo_reach_the_model(server: Stack) -> None:
         return "ok"
 
     session = await server.session(reply, model={"id": "claude-opus-5", "effort": "low", "speed": "fast", "inference_geo": "us"})
-    await server.turn(session)
+    watch = await server.turn(session)
+    # At which speed it ran is told where fast mode was asked for.
+    (end,) = [event for event in watch.logged if event.type == "span.model_request_end"]
+    assert end.model_usage.speed == "fast"
     (request,) = server.requests(session)
     assert request.body["output_config"] == {"effort": "low"}
     assert (request.body["speed"], request.body["inference_geo"]) == ("fast", "us")
@@ -316,6 +319,12 @@ async def test_thinking_is_on_and_comes_back_unaltered(server: Stack, model: str
     assert server.requests(session)[-1].round == 0
     sent = [block["type"] for said in server.requests(session)[-1].messages for block in said["content"]]
     assert sent.count("thinking") == 2
+
+
+async def test_the_speed_is_not_told_where_fast_mode_was_not_asked_for(server: Stack) -> None:
+    watch = await server.turn(await server.session(["ok"], model="claude-opus-5"))
+    (end,) = [event for event in watch.logged if event.type == "span.model_request_end"]
+    assert "speed" not in end.model_usage.to_dict()
 
 
 async def test_messages_sent_while_a_retry_waits_are_taken_up_by_it(server: Stack) -> None:
