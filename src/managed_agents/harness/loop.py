@@ -126,7 +126,8 @@ class SessionRunner:
             group.start_soon(self._context.load, self._parts.db)
             group.start_soon(self._learn)
         faults.reach(TURN_LOADED)
-        if self.claim.harness not in (None, *self._parts.harnesses):
+        if self.claim.harness not in (None, *self._parts.harnesses) and not isinstance(self._decide(), steps.Rest):
+            # Not a session that has nothing to do, or is archived.
             await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
         context = self._context
