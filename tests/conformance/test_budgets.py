@@ -7,7 +7,7 @@ import anthropic
 import pytest
 from sqlalchemy import text as sql
 
-from managed_agents.scripted_model import text, tool_use
+from managed_agents.scripted_model import Request, text, tool_use
 from tests.support.stack import TOOLSET, Gate, Stack, Watch, message
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +67,28 @@ async def test_a_turn_is_paused_before_the_request_that_would_exceed_the_cap(ser
     updated = next(event for event in watch.logged if event.type == "session.updated")
     assert updated.budget.to_dict() == budget(1000)
     assert [e.to_dict() for e in await server.history(session)] == [e.to_dict() for e in watch.logged]
+
+
+@pytest.mark.requirement("SES-170")
+async def test_calls_are_not_judged_beyond_the_cap(server: Stack) -> None:
+    """Not behind the response that crossed it, and not behind the judgement that did."""
+    auto = [{**TOOLSET[0], "default_config": {"permission_policy": {"type": "auto"}}}]
+    calls = [tool_use("bash", command="echo one"), tool_use("bash", command="echo two")]
+
+    def crossing(request: Request) -> Any:
+        return "ALLOW" if request.judging is not None else [text(LONG), *calls]
+
+    def judge_crossing(request: Request) -> Any:
+        return f"{LONG}\nALLOW" if request.judging is not None else calls
+
+    for reply, permissions in ((crossing, ["deny", "deny"]), (judge_crossing, ["allow", "deny"])):
+        session = await server.session(reply, tools=auto, budget=budget(5))
+        watch = await server.turn(session)
+        uses = [event for event in watch.logged if event.type == "agent.tool_use"]
+        assert [use.evaluated_permission for use in uses] == permissions
+        assert uses[1].evaluation.evaluated_permission.to_dict() == {"type": "deny", "reason_code": "indeterminate"}
+        assert watch.logged[-1].stop_reason.type == "budget_reached"
+        assert len(server.requests(session)) == 1 + permissions.count("allow")
 
 
 @pytest.mark.requirement("SES-103")

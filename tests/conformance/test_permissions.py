@@ -7,8 +7,9 @@ import anthropic
 import pytest
 
 from managed_agents.harness.journal import INTERRUPTED
-from managed_agents.scripted_model import Request, fail, text, tool_use
-from tests.support.stack import Gate, Stack, Watch, message
+from managed_agents.scripted_model import Request, fail, stall, text, tool_use
+from tests.support.stack import WAIT_SECONDS, Gate, Stack, Watch, message
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -366,6 +367,21 @@ async def test_auto_asks_when_it_cannot_tell(server: Stack, answer: Any) -> None
         await send(server, session, confirmation(use))
         await watch.idle(2)
     assert of(watch, "agent.tool_result")[0].is_error is False
+
+
+@pytest.mark.requirement("EVT-090")
+async def test_an_interrupt_while_calls_are_judged_leaves_what_was_used_in_the_bill(server: Stack) -> None:
+    session = await server.session(judged([stall(60), "ALLOW"], [tool_use("bash", command="echo x")]), tools=AUTO)
+    async with server.watching(session) as watch:
+        await server.say(session, "go")
+        await until(lambda: len(server.requests(session)) == 2, seconds=WAIT_SECONDS)
+        await send(server, session, {"type": "user.interrupt"})
+        assert (await watch.idle()).stop_reason.type == "end_turn"
+    (end,) = of(watch, "span.model_request_end")
+    assert (end.is_error, of(watch, "agent.tool_use")) == (True, [])
+    assert end.model_usage.output_tokens > 0
+    usage = (await server.client.beta.sessions.retrieve(session.id)).usage
+    assert usage.output_tokens == end.model_usage.output_tokens
 
 
 @pytest.mark.requirement("EVT-090")

@@ -65,6 +65,20 @@ async def test_a_page_is_fetched_and_read_by_the_model(web: Stack, site: str) ->
     assert {"web_fetch", "web_search"} <= set(web.requests(session)[0].tools)
 
 
+@pytest.mark.requirement("SES-170")
+async def test_a_search_with_the_model_is_not_made_beyond_the_budget(server: Stack, postgres_url: str, template: str) -> None:
+    async with stack(postgres_url, template, variant=Variant(settings={"web_search": "messages-api"})) as searching:
+        replies = [[text("word " * 2000), tool_use("web_search", query="what is it")], "never"]
+        budget = {"type": "limit", "max_list_cost": {"amount": "5", "currency": "USD"}}
+        session = await searching.session(replies, tools=TOOLSET, budget=budget)
+        before = searching.recorder.total
+        watch = await searching.turn(session)
+        (result,) = results(watch)
+        assert (result.is_error, result.content[0].text) == (True, "unavailable: the session's budget is used up")
+        assert watch.logged[-1].stop_reason.type == "budget_reached"
+        assert searching.recorder.total == before + 1
+
+
 @pytest.mark.requirement("WEB-107")
 async def test_a_search_gives_results_and_is_counted(web: Stack) -> None:
     toolset = with_web(name="web_search", blocked_domains=["ads.example.net"])

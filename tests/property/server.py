@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import orjson
@@ -70,6 +70,8 @@ _CLOCK = """
 
 class Somewhere:
     """A search engine that always finds the same."""
+
+    asks_model: ClassVar[bool] = False
 
     async def search(self, query: str, config: Json, agent: Any) -> Answer:
         return Answer([Found("https://example.com/", "Example", query)], ONE_SEARCH)

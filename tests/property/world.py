@@ -221,8 +221,11 @@ class World:
                 reason: dict[str, Any] = {"type": step.stop_reason}
                 if step.event_ids:
                     reason["event_ids"] = list(step.event_ids)
-                idle = ev.idle(THREAD, NAME, reason, step.stop_details)
-                self._rest(worker, [*_opening(step.opens_period), *_taken(step.taken), *idle], step.taken)
+                idle = [*_opening(step.opens_period), *_taken(step.taken), *ev.idle(THREAD, NAME, reason, step.stop_details)]
+                if step.more:
+                    self._log(worker, idle + _opening(True), taken=step.taken)
+                else:
+                    self._rest(worker, idle, step.taken)
             case steps.Park(seconds):
                 self._rest(worker, [], due=seconds)
             case steps.Rest():

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -13,15 +14,16 @@ from managed_agents.core import faults
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog import interest
-from managed_agents.eventlog.events import StoredEvent
+from managed_agents.eventlog.events import SpanUsage, StoredEvent
 from managed_agents.eventlog.previews import PreviewSender
+from managed_agents.harness import budget
 from managed_agents.harness.changes import Changes
 from managed_agents.harness.judge import Judge
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.permissions import Judgement
 from managed_agents.harness.preview import Preview
 from managed_agents.harness.request import Failed, Finished, ModelRequester
-from managed_agents.harness.response import Response, judged_calls
+from managed_agents.harness.response import Response, judged_calls, usage_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +31,23 @@ BEFORE_JUDGING = faults.register("turn.before_judging", "response complete, poli
 CALLS_JUDGED = faults.register("turn.calls_judged", "policy auto decided, response not in the log")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A model request under way."""
 
     start_id: str
     preview: Preview
     judgements: dict[int, Judgement] = field(default_factory=dict[int, Judgement])
+    # Complete; its calls may still be judged.
+    response: Response | None = None
+
+    @property
+    def used(self) -> SpanUsage:
+        """What is known to be used, should it be cut off now."""
+        used = SpanUsage() if self.response is None else usage_of(self.response.usage, self.response.cost)
+        for judgement in self.judgements.values():
+            used = used.plus(judgement.usage)
+        return used
 
 
 class Asking:
@@ -71,20 +83,29 @@ class Asking:
         async def send() -> Finished | Failed:
             await anyio.sleep(after_seconds)
             outcome = await self._requester.send(request, agent["model"], watch=asked.preview.take)
-            if judge and isinstance(outcome, Finished):
-                asked.judgements.update(await self._judge(outcome.response, request["messages"], agent))
+            if isinstance(outcome, Finished):
+                asked.response = outcome.response
+                if judge:
+                    await self._judge(asked, outcome.response, request["messages"], agent)
             return outcome
 
         return await self._changes.until_interrupted(send)
 
-    async def _judge(self, response: Response, messages: Sequence[dict[str, Any]], agent: dict[str, Any]) -> dict[int, Judgement]:
+    async def _judge(self, asked: Asked, response: Response, messages: Sequence[dict[str, Any]], agent: dict[str, Any]) -> None:
         if not (calls := judged_calls(response, agent["tools"])):
-            return {}
+            return
         faults.reach(BEFORE_JUDGING)
         judge = Judge(self._requester.client, self._requester.models, self._jitter)
-        judgements = await judge.judge(agent, messages, calls)
+        await judge.judge(agent, messages, calls, asked.judgements, await self._dollars_left(response))
         faults.reach(CALLS_JUDGED)
-        return judgements
+
+    async def _dollars_left(self, response: Response) -> Decimal | None:
+        """What the session's budget leaves behind `response`, which is not in the log yet; null when there is no budget."""
+        async with self._db.autocommit() as tx:
+            dollars = await budget.left(tx, self._claim.session_id)
+        if dollars is None:
+            return None
+        return Decimal(0) if response.cost is None else dollars - response.cost
 
     def _preview(self, span_seq: int, *, shown: bool) -> Preview:
         """Whether anyone wants them is asked beside the request."""

@@ -42,7 +42,10 @@ class Transcript(Protocol):
         ...
 
     def checkpoint(self, brief: Brief, content: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """What `agent.thread_context_compacted` keeps, from the summarising response; None when that is of no use."""
+        """What `agent.thread_context_compacted` keeps, from the summarising response; None when that is of no use.
+
+        Not asked about responses that were refused or cut off.
+        """
         ...
 
 

@@ -90,6 +90,14 @@ def cut_to(text: str, chars_max: int) -> str:
     return text[:head] + LEFT_OUT.format(len(text) - head - tail) + text[-tail:]
 
 
+def is_whole(stop_reason: str | None, *, briefly: bool) -> bool:
+    """Whether a response may be taken for a summary: one that was refused or cut off would stand for the history it leaves out.
+
+    Of the brief try, which is the last, one that was cut off at its limit is better than none.
+    """
+    return stop_reason in ("end_turn", "stop_sequence") or (briefly and stop_reason == "max_tokens")
+
+
 def summary_of(content: Sequence[Json]) -> str | None:
     """The text of a summarising response; None when there is none."""
     text = "\n\n".join(block["text"] for block in content if block["type"] == "text").strip()

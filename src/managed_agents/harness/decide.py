@@ -71,7 +71,7 @@ class GoIdle:
     """The turn is over, cannot go on before the client has answered `event_ids`, or not before the budget is raised.
 
     `taken` is what was sent for later turns; `opens_period` says that a running period has to be shown first. `of_session` is
-    the session's reason where it is not the thread's.
+    the session's reason where it is not the thread's. `more` says that messages wait: they begin a new turn.
     """
 
     stop_reason: str
@@ -80,6 +80,7 @@ class GoIdle:
     taken: tuple[QueuedEvent, ...] = ()
     opens_period: bool = False
     of_session: str | None = None
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,12 @@ def decide(
             return Rest()
         return GoIdle("requires_action", event_ids=waiting)
     messages = tuple(event for event in inbox if event.type in ("user.message", "system.message"))
-    if turn.owes_reply or any(event.type == "user.message" for event in messages):
+    asked = any(event.type == "user.message" for event in messages)
+    if turn.stop_reason == "refusal" and not turn.owes_reply:
+        # Before anything else is taken up: the refusal is this turn's end, whatever waits for the next one.
+        details = _refusal_details(turn.stop_details or {})
+        return GoIdle("refusal", details, taken=() if asked else messages, more=asked)
+    if turn.owes_reply or asked:
         if at_cap:
             return GoIdle("budget_reached", taken=messages, opens_period=turn.status == "idle")
         if turn.rounds >= limits.TOOL_ROUNDS_PER_TURN_MAX + turn.failures:
@@ -160,12 +166,9 @@ def decide(
         return RequestModel(messages, opens_period=turn.status != "running")
     if turn.status == "idle" and not messages:
         return Rest()
-    opens_period = turn.status == "idle"
-    if turn.stop_reason == "refusal":
-        return GoIdle("refusal", _refusal_details(turn.stop_details or {}), taken=messages, opens_period=opens_period)
     # The request that crossed the cap has finished the turn: the thread is done, the session accepts nothing more.
     of_session = "budget_reached" if at_cap else None
-    return GoIdle("end_turn", taken=messages, opens_period=opens_period, of_session=of_session)
+    return GoIdle("end_turn", taken=messages, opens_period=turn.status == "idle", of_session=of_session)
 
 
 def _refusal_details(told: Mapping[str, Any]) -> dict[str, Any]:

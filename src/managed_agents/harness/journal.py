@@ -17,6 +17,7 @@ from managed_agents.harness.lease import Claim
 from managed_agents.harness.turn import ToolCall
 
 CUT: ev.Json = {"cut": True}  # the private part of a span that ended by a crash or an interrupt
+REJECTED: ev.Json = {"rejected": True}  # of one whose request the endpoint will not take as it is
 INTERRUPTED = "Tool execution was interrupted before completion. Please retry."  # observed
 
 
@@ -91,9 +92,12 @@ class Journal:
         content = [{"type": "text", "text": INTERRUPTED}]
         return ev.tool_result(self.thread_id, call.event_id, content, is_error=True)
 
-    def failed_span(self, start_id: str, private: ev.Json | None = None) -> NewEvent:
-        """Close a span without a response. `private` is null for the model's own failures, which count as tries."""
-        return ev.span_end(self.thread_id, start_id, SpanUsage(), is_error=True, private=private)
+    def failed_span(self, start_id: str, private: ev.Json | None = None, used: SpanUsage | None = None) -> NewEvent:
+        """Close a span without a response. `private` is null for the model's own failures, which count as tries.
+
+        `used` is what has to be paid all the same: a response that an interrupt came before.
+        """
+        return ev.span_end(self.thread_id, start_id, used or SpanUsage(), is_error=True, private=private)
 
     def opening(self, opens_period: bool) -> list[NewEvent]:
         """Begin a running period, if one is to begin."""

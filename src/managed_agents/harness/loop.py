@@ -24,9 +24,10 @@ from managed_agents.harness import lease
 from managed_agents.harness.asking import Asked, Asking
 from managed_agents.harness.brain import STANDARD, Guarded, Harness
 from managed_agents.harness.changes import Changes
+from managed_agents.harness.compaction import is_whole
 from managed_agents.harness.context import Context
 from managed_agents.harness.hands import Hands, SessionHands
-from managed_agents.harness.journal import CUT, Journal
+from managed_agents.harness.journal import CUT, REJECTED, Journal
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.prompt import Brief
 from managed_agents.harness.request import Failed, Finished, ModelRequester
@@ -126,7 +127,8 @@ class SessionRunner:
             group.start_soon(self._learn)
             group.start_soon(self._parts.appender.look, self.claim.session_id)
         faults.reach(TURN_LOADED)
-        if self.claim.harness not in (None, *self._parts.harnesses):
+        if self.claim.harness not in (None, *self._parts.harnesses) and not isinstance(self._decide(), steps.Rest):
+            # Not a session that has nothing to do, or is archived.
             await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
         context = self._context
@@ -220,6 +222,10 @@ class SessionRunner:
         events += self._journal.idle(stop_reason, step.stop_details, step.of_session)
         # A session at its cap says so: a turn that ends as if below it is decided again when that is not true any more.
         ends_below = step.stop_reason == "end_turn" and step.of_session is None
+        if step.more:
+            # Running again in the same append: nobody may see the session idle and owned.
+            await self._journal.log([*events, *self._journal.opening(True)], step.taken)
+            return False
         return await self._journal.rest(events, Rest(), step.taken, within_budget=ends_below)
 
     async def _harvest(self) -> None:
@@ -259,7 +265,8 @@ class SessionRunner:
 
         def summarised(response: Response, asked: Asked) -> list[NewEvent]:
             assert self._brief is not None
-            kept = transcript.checkpoint(self._brief, response.content)
+            whole = is_whole(response.stop_reason, briefly=step.briefly)
+            kept = transcript.checkpoint(self._brief, response.content) if whole else None
             checkpoint = None if kept is None else {**kept, "turn": snapshot(self._context.turn)}
             return compacted(response, self._journal.thread_id, asked.start_id, checkpoint)
 
@@ -297,12 +304,13 @@ class SessionRunner:
                 await self._journal.log(events(response, asked))
                 faults.reach(RESPONSE_LOGGED)
             case Failed(too_long=True):
-                # Not a try that failed: a shorter one may do.
-                await self._journal.log([self._journal.failed_span(start.id, {"too_long": True})])
+                # Not a try that failed: a shorter one may do. Compactions that did not fit are counted.
+                useless = {"compaction": {"useful": False}} if own else {}
+                await self._journal.log([self._journal.failed_span(start.id, {"too_long": True, **useless})])
             case Failed():
                 return await self._model_failed(start.id, outcome)
             case None:
-                await self._journal.log([self._journal.failed_span(start.id, CUT)])
+                await self._journal.log([self._journal.failed_span(start.id, CUT, asked.used)])
         return False
 
     async def _model_failed(self, start_id: str, failed: Failed) -> bool:
@@ -317,7 +325,7 @@ class SessionRunner:
             failed.message,
         )
         if not failed.retryable or failures >= limits.MODEL_TRIES_MAX:
-            return await self._stop(failed.error_type, failed.message)
+            return await self._stop(failed.error_type, failed.message, closing=REJECTED if failed.rejected else None)
         # One `retrying` error per streak; the reschedule itself is visible each time.
         error = [ev.session_error(self._journal.thread_id, failed.error_type, failed.message, "retrying")]
         wait = steps.backoff_seconds(failures, self._parts.jitter(), failed.retry_after_seconds)
@@ -330,12 +338,12 @@ class SessionRunner:
                 return False
         return True
 
-    async def _stop(self, error_type: str, message: str) -> bool:
-        """Give the turn up: close what is open, tell why, flush what waits, go idle."""
+    async def _stop(self, error_type: str, message: str, *, closing: ev.Json | None = None) -> bool:
+        """Give the turn up: close what is open, a span with `closing`, tell why, flush what waits, go idle."""
         await self._harvest()
         while True:
             turn, inbox = self._context.turn, list(self._context.inbox)
-            events = [self._journal.failed_span(turn.open_span)] if turn.open_span else []
+            events = [self._journal.failed_span(turn.open_span, closing)] if turn.open_span else []
             events += [self._journal.interrupted_result(call) for call in turn.pending.values()]
             events.append(ev.session_error(self._journal.thread_id, error_type, message, "exhausted"))
             events += [queued.taken_up(for_model=False) for queued in inbox]

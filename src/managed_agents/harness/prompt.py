@@ -31,7 +31,7 @@ class ModelRules:
     output_tokens: int
     # Levels of `output_config.effort`; none where the model refuses the field.
     efforts: tuple[str, ...] = ()
-    # How to ask for thinking: "adaptive", "budget", or null where it is on when the field is omitted (or cannot be had).
+    # How to ask for thinking: "adaptive", "budget", or null where it is always on (or cannot be had).
     thinking: str | None = None
 
     @property
@@ -62,11 +62,13 @@ def rules_of(context_tokens: int, output_tokens: int, capabilities: Mapping[str,
     efforts = tuple(level for level in EFFORTS if _supported(effort.get(level))) if effort.get("supported") else ()
     thinks: Mapping[str, Any] = capabilities.get("thinking") or {}
     types: Mapping[str, Any] = thinks.get("types") or {}
+    # A model that takes no other kind always thinks, and is not to be told to. spec: the vendor's migration notes, October 2026
+    others = any(_supported(types.get(kind)) for kind in ("enabled", "disabled", "between_tools"))
     thinking = None
-    # Models that refuse token budgets think without being asked, and some of them refuse to be asked.
-    # spec: the vendor's migration notes on thinking, October 2026
-    if _supported(types.get("enabled")):
-        thinking = "adaptive" if _supported(types.get("adaptive")) else "budget"
+    if _supported(types.get("adaptive")):
+        thinking = "adaptive" if others else None  # spec: thinking_types.py, each key says what the model accepts
+    elif _supported(types.get("enabled")):
+        thinking = "budget"
     return ModelRules(context_tokens, output_tokens, efforts, thinking)
 
 
@@ -92,12 +94,15 @@ def tools_of(agent: Mapping[str, Any]) -> list[Json]:
     return [definitions.as_json(name) for name in definitions.offered(agent["tools"])] + policies.custom_tools(agent["tools"])
 
 
-def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = None, with_tools: bool = True) -> Json:
-    """The body of a Messages request for `messages`."""
+def body(brief: Brief, messages: Sequence[Json], *, said_tokens_max: int | None = None, with_tools: bool = True) -> Json:
+    """The body of a Messages request for `messages`; `said_tokens_max` bounds what is said beside a thinking budget."""
     agent, rules = brief.agent, brief.model
     model = agent["model"]
     tools = tools_of(agent) if with_tools else []
-    made: Json = {"model": model["id"], "max_tokens": min(max_tokens or rules.max_tokens, rules.max_tokens)}
+    thinking = _thinking(rules, model["effort"]["type"])
+    budget: int = 0 if thinking is None else thinking.get("budget_tokens", 0)
+    said = rules.max_tokens if said_tokens_max is None else said_tokens_max + budget
+    made: Json = {"model": model["id"], "max_tokens": min(said, rules.max_tokens)}
     if tools:
         made["tools"] = tools
     elif with_tools and (called := _called(messages)):
@@ -110,18 +115,23 @@ def body(brief: Brief, messages: Sequence[Json], *, max_tokens: int | None = Non
     elif tools:
         tools[-1] = {**tools[-1], "cache_control": CACHED}
     made["messages"] = _marked(messages)
-    effort = model["effort"]["type"]
     if rules.efforts:
-        made["output_config"] = {"effort": _nearest(effort, rules.efforts)}
-    if rules.thinking == "adaptive":
-        made["thinking"] = {"type": "adaptive"}
-    elif rules.thinking == "budget" and (budget := min(THINKING_BUDGETS[effort], made["max_tokens"] // 2)) >= 1024:
-        made["thinking"] = {"type": "enabled", "budget_tokens": budget}
+        made["output_config"] = {"effort": _nearest(model["effort"]["type"], rules.efforts)}
+    if thinking is not None:
+        made["thinking"] = thinking
     if model["speed"] != "standard":
         made["speed"] = model["speed"]
     if (geo := model.get("inference_geo")) is not None:
         made["inference_geo"] = geo
     return made
+
+
+def _thinking(rules: ModelRules, effort: str) -> Json | None:
+    """How thinking is asked for. The same in every request of a session: another budget would be another prefix."""
+    if rules.thinking == "adaptive":
+        return {"type": "adaptive"}
+    budget = min(THINKING_BUDGETS[effort], rules.max_tokens // 2)
+    return {"type": "enabled", "budget_tokens": budget} if rules.thinking == "budget" and budget >= 1024 else None
 
 
 def _called(messages: Sequence[Json]) -> list[str]:

@@ -32,7 +32,7 @@ class Finished:
 class Failed:
     """The request failed. `error_type` and `message` are what clients are told.
 
-    `too_long`: it was too large for the model, so that a shorter one may do.
+    `too_long`: it was too large for the model, so that a shorter one may do. `rejected`: something in it is not acceptable.
     """
 
     error_type: str
@@ -40,6 +40,7 @@ class Failed:
     retryable: bool
     retry_after_seconds: float | None = None
     too_long: bool = False
+    rejected: bool = False
 
 
 def _unseen(_event: ModelEvent) -> None:
@@ -93,8 +94,14 @@ def _finished(event: MessageFinished, model: Mapping[str, Any]) -> Finished | Fa
         response_cost(event.model, event.usage, speed=model["speed"], inference_geo=model.get("inference_geo")),
         {index: bad.raw for index, bad in event.bad_inputs.items()},
         model["id"],
+        _speed(event.usage) if model["speed"] == "fast" else None,
     )
     return Finished(response)
+
+
+def _speed(usage: Mapping[str, Any]) -> str | None:
+    speed = usage.get("speed")
+    return speed if speed in ("standard", "fast") else None  # spec: the values in beta_managed_agents_span_model_usage.py
 
 
 _FIELDS: Mapping[str, Mapping[str, type]] = {
@@ -131,4 +138,7 @@ def _failed(error: errors.ModelError) -> Failed:
             error_type = "billing_error"
         case _:
             error_type = "model_request_failed_error"
-    return Failed(error_type, error.message, error.retryable, error.retry_after, isinstance(error, errors.TooLong))
+    too_long = isinstance(error, errors.TooLong)
+    # Others of this class, a 404 say, are about the model, not about what was said. Inside a stream there is no status.
+    rejected = isinstance(error, errors.BadRequest) and not too_long and error.status in (None, 400, 422)
+    return Failed(error_type, error.message, error.retryable, error.retry_after, too_long, rejected)

@@ -9,6 +9,7 @@ from typing import Any
 from managed_agents.eventlog.events import CUSTOM_TOOL_RESULT, TOOL_CONFIRMATION, NewEvent, SpanUsage, new_event, span_end
 from managed_agents.harness.permissions import Judgement
 from managed_agents.harness.tools import definitions, policies
+from managed_agents.model.events import CUT_OFF
 
 Json = dict[str, Any]
 
@@ -27,6 +28,8 @@ class Response:
     broken_inputs: Mapping[int, str]
     # The model that was asked, where `model` is the one that served.
     asked: str | None = None
+    # At which it was served, where fast mode was asked for.
+    speed: str | None = None
 
 
 def judged_calls(response: Response, tools: Sequence[Mapping[str, Any]]) -> dict[int, Json]:
@@ -97,7 +100,7 @@ def events_of(
     usage = usage_of(response.usage, response.cost)
     for judgement in judgements.values():
         usage = usage.plus(judgement.usage)
-    events.append(span_end(thread_id, start_id, usage, is_error=False, private=private))
+    events.append(span_end(thread_id, start_id, usage, is_error=False, private=private, speed=response.speed))
     return events
 
 
@@ -109,14 +112,14 @@ def compacted(response: Response, thread_id: str, start_id: str, checkpoint: Jso
     events = [] if checkpoint is None else [new_event("agent.thread_context_compacted", thread_id, private=checkpoint)]
     private = {"compaction": {"useful": checkpoint is not None, "model": response.model, "usage": dict(response.usage)}}
     usage = usage_of(response.usage, response.cost)
-    return [*events, span_end(thread_id, start_id, usage, is_error=False, private=private)]
+    return [*events, span_end(thread_id, start_id, usage, is_error=False, private=private, speed=response.speed)]
 
 
 def _broken(response: Response, index: int) -> str | None:
     """Why the call in block `index` has no usable input, or None."""
     if (raw := response.broken_inputs.get(index)) is None:
         return None
-    if response.stop_reason == "max_tokens":
+    if response.stop_reason in CUT_OFF:
         return "The input of this call was cut off: the response reached its output limit. Make smaller calls."
     return f"The input of this call is not valid JSON: {raw[:500]}"
 

@@ -8,7 +8,7 @@ Thinking is bound to the model and to the conversation that produced it: it is l
 a compaction leaves no assistant turn at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -44,6 +44,8 @@ class Transcript:
     _system: list[Json] = field(default_factory=list[Json])
     _summary: str | None = None
     _cut_off: bool = False
+    # Requests in a row that the endpoint rejected.
+    _rejections: int = 0
     # What the model counted at its last answer, and our estimate of what came since.
     _counted: int | None = None
     _since: int = 0
@@ -69,6 +71,8 @@ class Transcript:
             private = event.private_json()
             if (response := private.get("response")) is not None:
                 self._answer(response, private["tool_use_ids"])
+            elif private.get("rejected"):
+                self._rejected()
         elif event.type == "agent.thread_context_compacted":
             self._compact(event.private_json())
 
@@ -96,6 +100,7 @@ class Transcript:
         self._since += compaction.tokens_of(list(blocks))
 
     def _answer(self, response: Json, tool_use_ids: Mapping[str, str]) -> None:
+        self._rejections = 0
         if response["stop_reason"] == "refusal":
             return self._refused()
         blocks = [block for block in response["content"] if _sendable(block)]
@@ -116,22 +121,59 @@ class Transcript:
 
     def _refused(self) -> None:
         """Take out what was refused: the API refuses every later request that still carries it."""
+        self._change_new(_removed)
         self._user, self._unanswered = [], []
-        for position, result in self._results.items():
-            self._results[position] = _removed(result)
-        for index in range(len(self.messages) - 1, -1, -1):
-            message = self.messages[index]
-            if message["role"] == "assistant":
-                break
+
+    def _rejected(self) -> None:
+        """Take out what the endpoint may have rejected: it would reject every later request that still carries it.
+
+        That is, first, whatever is new and no text. Where all is text, it may be something that the endpoint fetches for each
+        request, and that is gone by now. And if nothing of that helped, everything that is new.
+        """
+        self._rejections += 1
+        new = [*self._user, *self._results.values()]
+        new += [block for turn in self._new_turns() for block in self.messages[turn]["content"]]
+        if any(_text_only(block) != block for block in new):
+            self._change_new(_text_only)
+            spared = sum(compaction.tokens_of(block) - compaction.tokens_of(_text_only(block)) for block in new)
+            self._since = max(0, self._since - spared)
+        elif not self._take_out_fetched() and self._rejections > 1:
+            self._refused()
+
+    def _take_out_fetched(self) -> bool:
+        """Take out what stands in the conversation by its address only; says whether there was anything."""
+        found = False
+        for index, message in enumerate(self.messages):
             if message["role"] == "user":
-                self.messages[index] = {**message, "content": [_removed(block) for block in message["content"]]}
+                content = [_unfetched(block) for block in message["content"]]
+                found = found or content != message["content"]
+                self.messages[index] = {**message, "content": content}
+            elif found:
+                # Bound to what came before it, which is not the same any more.
+                self.messages[index] = _without_thinking(message)
+        return found
+
+    def _change_new(self, change: Callable[[Json], Json]) -> None:
+        """Change every block that the user's side has said since the last answer."""
+        self._user = [change(block) for block in self._user]
+        self._unanswered = [change(block) for block in self._unanswered]
+        self._results = {position: change(result) for position, result in self._results.items()}
+        for turn in self._new_turns():
+            message = self.messages[turn]
+            self.messages[turn] = {**message, "content": [change(block) for block in message["content"]]}
+
+    def _new_turns(self) -> list[int]:
+        """Where in `messages` the user's turns since the last answer are: those that a system message has closed."""
+        answers = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
+        first = answers[-1] + 1 if answers else 0
+        return [index for index in range(first, len(self.messages)) if self.messages[index]["role"] == "user"]
 
     def _compact(self, checkpoint: Json) -> None:
         self.messages, self._asked = [], []
         self._calls, self._results = {}, {}
         self._summary, self._user = checkpoint["summary"], list(checkpoint["kept"])
         self._unanswered = list(self._user)
-        self._cut_off = False
+        self._cut_off, self._rejections = False, 0
         self._counted, self._since = None, compaction.tokens_of([self._summary, *self._user])
         instructions, self._system = list(checkpoint["system"]), []
         if instructions:
@@ -187,9 +229,9 @@ class Transcript:
         tokens = compaction.SUMMARY_TOKENS_MAX
         messages = self.for_request(brief.agent["model"]["id"])
         if not briefly:
-            return prompt.body(brief, compaction.asking(messages), max_tokens=tokens)
+            return prompt.body(brief, compaction.asking(messages), said_tokens_max=tokens)
         told = compaction.asking_briefly(messages, chars_max=brief.model.full_tokens)
-        return prompt.body(brief, told, max_tokens=tokens, with_tools=False)
+        return prompt.body(brief, told, said_tokens_max=tokens, with_tools=False)
 
     def checkpoint(self, brief: Brief, content: Sequence[Json]) -> Json | None:
         """What a compaction keeps, from the response that summarises; None when that is of no use."""
@@ -231,6 +273,20 @@ def _removed(block: Json) -> Json:
     if block["type"] == "text" and block["text"].startswith(compaction.HEAD):
         return block
     return {"type": "text", "text": REMOVED}
+
+
+def _text_only(block: Json) -> Json:
+    """A user's block without what is no text."""
+    if block["type"] == "tool_result":
+        return {**block, "content": [_text_only(inner) for inner in block["content"]]}
+    return block if block["type"] == "text" else {"type": "text", "text": REMOVED}
+
+
+def _unfetched(block: Json) -> Json:
+    """A user's block without what the endpoint has to fetch from somewhere."""
+    if block["type"] == "tool_result":
+        return {**block, "content": [_unfetched(inner) for inner in block["content"]]}
+    return {"type": "text", "text": REMOVED} if block.get("source", {}).get("type") == "url" else block
 
 
 def _without_thinking(message: Json) -> Json:

@@ -157,12 +157,12 @@ class Turn:
             # By a crash or an interrupt: neither a try that failed nor a round.
             self.rounds -= 1
             return
+        self.too_long = self.too_long or bool(private.get("too_long"))
         if (compaction := private.get("compaction")) is not None:
             self._compaction_end(useful=compaction["useful"])
             return
         if private.get("too_long"):
             self.rounds -= 1
-            self.too_long = True
             return
         if response is None:
             self.failures += 1

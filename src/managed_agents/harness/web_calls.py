@@ -8,7 +8,7 @@ from typing import Any
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import read
 from managed_agents.eventlog.events import SpanUsage
-from managed_agents.harness import large_output
+from managed_agents.harness import budget, large_output
 from managed_agents.harness.hands import SessionHands
 from managed_agents.harness.lease import Claim
 from managed_agents.harness.tools import definitions, seen_urls
@@ -35,7 +35,7 @@ class WebCalls:
     async def run(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
         """Run `call`; also what it cost by itself."""
         config = {**definitions.settings_of(call.name, self._agent["tools"]), **self._bounds}
-        outcome, usage = await self._web.run(call, config, self._agent, self._seen)
+        outcome, usage = await self._web.run(call, config, self._agent, self._seen, self._at_cap)
         content = [await self._shortened(call, block) for block in outcome.content]
         return Outcome(content, outcome.is_error), usage
 
@@ -46,6 +46,11 @@ class WebCalls:
         path = f"{SPILL}/{call.name}-{call.event_id}.txt"
         kept = definitions.offers_sandbox(self._agent["tools"]) and await self._hands.keep(path, block["text"])
         return {**block, "text": large_output.preview(block["text"], path if kept else None)}
+
+    async def _at_cap(self) -> bool:
+        async with self._db.autocommit() as tx:
+            dollars = await budget.left(tx, self._claim.session_id)
+        return dollars is not None and dollars <= 0
 
     async def _seen(self, sources: Json) -> set[str]:
         """URLs that the conversation has shown the model, from the log: what was compacted away counts too."""

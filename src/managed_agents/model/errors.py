@@ -12,7 +12,8 @@ from typing import ClassVar, cast
 from managed_agents.core.errors import TransientError
 
 MESSAGE_CHARS_MAX = 2_000
-# The API has no error type of its own for it; the words are those of the real one and of servers that resemble it.
+# The API has no error types of their own for these; the words are those of the real one and of servers that resemble it.
+_NO_CREDIT = re.compile(r"credit balance is too low|usage limits", re.IGNORECASE)
 _TOO_LONG = re.compile(r"prompt is too long|context (limit|window|length)|maximum context", re.IGNORECASE)
 
 
@@ -122,9 +123,7 @@ def error_of_status(
     cls = _OF_STATUS.get(status, BadRequest if status < 500 else ServerFailed)
     if kind == "billing_error":
         cls = Billing  # observed: also sent with other statuses
-    if cls is BadRequest and _TOO_LONG.search(message):
-        cls = TooLong
-    return cls(message, retry_after=retry_after, request_id=told_id or request_id, status=status)
+    return _told(cls, message)(message, retry_after=retry_after, request_id=told_id or request_id, status=status)
 
 
 def error_of_event(body: object, *, request_id: str | None = None, secret: str = "") -> ModelError:
@@ -132,9 +131,16 @@ def error_of_event(body: object, *, request_id: str | None = None, secret: str =
     kind, message, told_id = _envelope(body)
     cls = _OF_TYPE.get(kind or "", ServerFailed)
     message = redacted(message or "The model endpoint broke the response off with an error", secret)
-    if cls is BadRequest and _TOO_LONG.search(message):
-        cls = TooLong
-    return cls(message, request_id=told_id or request_id)
+    return _told(cls, message)(message, request_id=told_id or request_id)
+
+
+def _told(cls: type[ModelError], message: str) -> type[ModelError]:
+    """The class that the upstream's words mean, where its error type says only that the request is refused."""
+    if cls is not BadRequest:
+        return cls
+    if _NO_CREDIT.search(message):
+        return Billing
+    return TooLong if _TOO_LONG.search(message) else BadRequest
 
 
 def _envelope(body: object) -> tuple[str | None, str | None, str | None]:

@@ -14,6 +14,8 @@ JsonObject = dict[str, Any]
 
 COUNT_MAX = 1_000_000_000  # of a usage: beyond it an endpoint talks nonsense, and sums would outgrow their columns
 
+CUT_OFF = ("max_tokens", "model_context_window_exceeded")  # stop reasons: the last block may be unfinished
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
@@ -67,7 +69,7 @@ class BlockFinished:
 
 @dataclass(frozen=True, slots=True)
 class MessageFinished:
-    """The whole response. `bad_inputs` maps a block's index to its unusable input."""
+    """The whole response. `bad_inputs` maps a block's index to its unusable input, blank where none of it came."""
 
     id: str
     model: str
@@ -104,6 +106,8 @@ class MessageFold:
         self._open: dict[int, _OpenBlock] = {}
         self._content: list[JsonObject] = []
         self._bad_inputs: dict[int, BadToolInput] = {}
+        # The newest call of which no byte of input came: it has none, or was cut off before.
+        self._without_input: int | None = None
 
     def fold(self, data: JsonObject) -> ModelEvent | None:
         """Take one event; return what it means to the harness, if anything. Raises: ProtocolBroken."""
@@ -175,6 +179,8 @@ class MessageFold:
             block["thinking"] = "".join([block.get("thinking") or "", *opened.thoughts])
         if raw := "".join(opened.partial_json):
             block["input"], bad = _tool_input(raw)
+        elif block["type"] == "tool_use" and not block.get("input"):
+            self._without_input = index
         if bad is not None:
             self._bad_inputs[index] = bad
         self._content.append(block)
@@ -186,6 +192,9 @@ class MessageFold:
         model, stop_reason, details = message["model"], message.get("stop_reason"), message.get("stop_details")
         if not isinstance(model, str) or not isinstance(stop_reason, str | None):
             raise TypeError("model or stop_reason")
+        last = len(self._content) - 1
+        if stop_reason in CUT_OFF and self._without_input == last:
+            self._bad_inputs[last] = BadToolInput("")
         return MessageFinished(
             id=message["id"],
             model=model,

@@ -10,7 +10,7 @@ from managed_agents.harness.compaction import INSTRUCTION
 from managed_agents.harness.context import READ_ROWS, Context
 from managed_agents.harness.prompt import Brief, rules_of
 from managed_agents.harness.transcript import Transcript
-from managed_agents.scripted_model import Reply, Request, fail, stall, stop_reason, text, tool_use
+from managed_agents.scripted_model import Reply, Request, fail, refuse, stall, stop_reason, text, tool_use
 from managed_agents.scripted_model.usage import count_tokens
 from tests.integration.harness.conftest import CONTEXT_TOKENS
 from tests.support.stack import TOOLSET, Stack, Watch
@@ -140,7 +140,32 @@ async def test_too_many_compactions_in_a_row_end_the_turn_and_a_new_message_begi
     assert first_turn.count(COMPACTED) == limits.COMPACTIONS_IN_A_ROW_MAX
 
 
-@pytest.mark.parametrize("useless", [tool_use("bash", command="true"), [stop_reason("end_turn")]], ids=["a call", "nothing"])
+@pytest.mark.requirement("EVT-122")
+async def test_an_endpoint_that_finds_every_request_too_long_ends_the_turn(server: Stack) -> None:
+    endless = True
+    session = await server.session(lambda _request: fail(400, "prompt is too long") if endless else "ok")
+    async with server.watching(session) as watch:
+        await server.say(session, "Hello.")
+        assert (await watch.idle()).stop_reason.type == "retries_exhausted"
+        assert len(server.requests(session)) == 1 + limits.COMPACTIONS_IN_A_ROW_MAX
+        endless = False
+        await server.say(session, "And now?")
+        assert (await watch.idle(2)).stop_reason.type == "end_turn"
+    (error,) = [event.error for event in watch.logged if event.type == "session.error"]
+    assert (error.type, error.retry_status.type) == ("compaction_limit_reached_error", "exhausted")
+    assert compactions(watch) == 0
+
+
+USELESS = {
+    "a call": tool_use("bash", command="true"),
+    "nothing": [stop_reason("end_turn")],
+    "refused": [text("I cannot"), refuse()],
+    "cut off": [text("The user wanted"), stop_reason("max_tokens")],
+}
+
+
+@pytest.mark.requirement("EVT-171")
+@pytest.mark.parametrize("useless", USELESS.values(), ids=USELESS)
 async def test_a_summary_of_no_use_is_asked_for_again_in_plain_words(server: Stack, useless: Reply) -> None:
     def reply(request: Request) -> Reply:
         if asks_for_summary(request):
@@ -155,7 +180,33 @@ async def test_a_summary_of_no_use_is_asked_for_again_in_plain_words(server: Sta
     assert compactions(watch) == 1
     asked = [request for request in server.requests(session) if asks_for_summary(request)]
     assert [bool(request.tools) for request in asked] == [True, False]
+    assert "The summary." in server.requests(session)[-1].user_texts[0]
     assert "agent.tool_use" not in watch.types
+
+
+@pytest.mark.requirement("EVT-171")
+async def test_of_the_brief_try_a_summary_that_was_cut_off_is_better_than_none(server: Stack) -> None:
+    half = [text("The user wanted"), stop_reason("max_tokens")]
+    session = await server.session(summarising(half))
+    async with server.watching(session) as watch:
+        for number in (1, 2):
+            await server.say(session, LONG)
+            assert (await watch.idle(number)).stop_reason.type == "end_turn"
+    assert compactions(watch) == 1
+    assert len([request for request in server.requests(session) if asks_for_summary(request)]) == 2
+
+
+@pytest.mark.requirement("EVT-171")
+async def test_a_summary_that_is_always_refused_ends_the_turn(server: Stack) -> None:
+    session = await server.session(summarising([text("I cannot"), refuse()]))
+    async with server.watching(session) as watch:
+        await server.say(session, LONG)
+        await watch.idle()
+        await server.say(session, LONG)
+        assert (await watch.idle(2)).stop_reason.type == "retries_exhausted"
+    (error,) = [event.error for event in watch.logged if event.type == "session.error"]
+    assert error.type == "compaction_limit_reached_error"
+    assert compactions(watch) == 0
 
 
 async def test_a_failing_summary_is_retried_like_any_request(server: Stack) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from managed_agents.core import limits
+from managed_agents.harness.transcript import REMOVED
 from managed_agents.scripted_model import Reply, Request, cut, fail, stall, text, thinking, tool_use
 from tests.integration.harness.conftest import STALL_SECONDS
 from tests.support.meddling import Meddler
@@ -13,6 +14,7 @@ from tests.support.stack import TOOLSET, Stack, Watch, message
 
 pytestmark = pytest.mark.anyio
 
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HALF = [thinking("Well."), text("half an answer")]
 RETRIED: dict[str, tuple[Any, str]] = {
     "429": (fail(429, retry_after=0.2), "model_rate_limited_error"),
@@ -154,6 +156,23 @@ async def test_what_will_be_refused_again_ends_the_turn_at_once(server: Stack, s
     assert again.logged[-1].stop_reason.type == "end_turn"
 
 
+@pytest.mark.requirement("EVT-170")
+async def test_an_image_that_the_endpoint_rejects_costs_a_turn_not_the_session(server: Stack) -> None:
+    def reply(request: Request) -> Reply:
+        return fail(400, "Could not process image") if "image" in str(request.messages) else "ok"
+
+    session = await server.session(reply)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+    async with server.watching(session) as watch:
+        content = [image, {"type": "text", "text": "What is this?"}]
+        await server.client.beta.sessions.events.send(session.id, events=[{"type": "user.message", "content": content}])
+        assert (await watch.idle()).stop_reason.type == "retries_exhausted"
+        await server.say(session, "Go on without it.")
+        assert (await watch.idle(2)).stop_reason.type == "end_turn"
+    (message,) = server.requests(session)[-1].messages
+    assert [block["text"] for block in message["content"]] == [REMOVED, "What is this?", "Go on without it."]
+
+
 @pytest.mark.requirement("EVT-096")
 async def test_tries_are_bounded_and_what_waits_is_flushed(server: Stack) -> None:
     session = await server.session(lambda _request: fail(529))
@@ -232,11 +251,14 @@ async def test_a_response_that_is_paused_for_ever_is_given_up_and_an_interrupt_e
 
 
 @pytest.mark.requirement("EVT-098")
-async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: Stack) -> None:
+@pytest.mark.parametrize("raw", ['{"comm', ""])
+async def test_a_call_cut_off_at_the_output_limit_is_told_to_the_model(server: Stack, raw: str) -> None:
     from managed_agents.scripted_model import broken_tool_use, stop_reason
 
-    session = await server.session([[broken_tool_use("bash", '{"comm'), stop_reason("max_tokens")], "I see"], tools=TOOLSET)
+    session = await server.session([[broken_tool_use("bash", raw), stop_reason("max_tokens")], "I see"], tools=TOOLSET)
     watch = await server.turn(session)
+    (use,) = [event for event in watch.logged if event.type == "agent.tool_use"]
+    assert use.evaluated_permission == "deny"
     (result,) = [event for event in watch.logged if event.type == "agent.tool_result"]
     assert result.is_error
     assert "output limit" in result.content[0].text
@@ -254,12 +276,31 @@ async def test_calls_of_a_refused_response_do_not_run(server: Stack) -> None:
     assert "evil" not in str(server.requests(session)[-1].messages)
 
 
+@pytest.mark.requirement("EVT-172")
+async def test_a_refusal_is_told_though_a_message_waits_and_that_begins_a_turn_of_its_own(server: Stack) -> None:
+    from managed_agents.scripted_model import refuse
+
+    session = await server.session([[text("I"), stall(STALL_SECONDS / 2), refuse("cyber")], "fine"])
+    async with server.watching(session) as watch:
+        await server.say(session, "do evil")
+        await watch.until("span.model_request_start")
+        await server.say(session, "do good")
+        refused = await watch.idle()
+        assert (refused.stop_reason.type, refused.stop_details.category) == ("refusal", "cyber")
+        assert (await watch.idle(2)).stop_reason.type == "end_turn"
+    assert watch.types[watch.types.index("session.status_idle") :][:4] == ["session.status_idle", *RUNNING, "user.message"]
+    assert "evil" not in str(server.requests(session)[-1].messages)
+
+
 async def test_effort_speed_and_geo_reach_the_model(server: Stack) -> None:
     def reply(request: Request) -> Reply:
         return "ok"
 
     session = await server.session(reply, model={"id": "claude-opus-5", "effort": "low", "speed": "fast", "inference_geo": "us"})
-    await server.turn(session)
+    watch = await server.turn(session)
+    # At which speed it ran is told where fast mode was asked for.
+    (end,) = [event for event in watch.logged if event.type == "span.model_request_end"]
+    assert end.model_usage.speed == "fast"
     (request,) = server.requests(session)
     assert request.body["output_config"] == {"effort": "low"}
     assert (request.body["speed"], request.body["inference_geo"]) == ("fast", "us")
@@ -278,6 +319,12 @@ async def test_thinking_is_on_and_comes_back_unaltered(server: Stack, model: str
     assert server.requests(session)[-1].round == 0
     sent = [block["type"] for said in server.requests(session)[-1].messages for block in said["content"]]
     assert sent.count("thinking") == 2
+
+
+async def test_the_speed_is_not_told_where_fast_mode_was_not_asked_for(server: Stack) -> None:
+    watch = await server.turn(await server.session(["ok"], model="claude-opus-5"))
+    (end,) = [event for event in watch.logged if event.type == "span.model_request_end"]
+    assert "speed" not in end.model_usage.to_dict()
 
 
 async def test_messages_sent_while_a_retry_waits_are_taken_up_by_it(server: Stack) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
+from managed_agents.harness.compaction import INSTRUCTION, SUMMARY_TOKENS_MAX
+from managed_agents.harness.prompt import THINKING_BUDGETS
 from managed_agents.scripted_model import Reply, Request, text, thinking, tool_use
 from managed_agents.scripted_model.usage import prompt_parts, tokens
 from tests.support.stack import TOOLSET, Stack
@@ -69,6 +71,26 @@ async def test_each_request_reads_nearly_all_of_the_one_before_from_the_cache(se
     # The scripted model's own cache, which knows nothing of this computation, says the same of what it read.
     ends = [event.model_usage for event in await server.history(session, types=["span.model_request_end"])]
     assert all(end.cache_read_input_tokens > end.input_tokens for end in ends[1:])
+
+
+@pytest.mark.parametrize("model", ["claude-opus-5", "claude-opus-4-5"])
+async def test_the_request_for_a_summary_reads_the_conversation_from_the_cache(server: Stack, model: str) -> None:
+    """Also with the largest thinking budget, which must not depend on how much a summary may say."""
+    long = "All work and no play makes Jack a dull boy. " * 270
+
+    def reply(request: Request) -> Reply:
+        return "The summary." if request.last_user_text.endswith(INSTRUCTION) else [thinking("Well."), text(long)]
+
+    session = await server.session(reply, tools=TOOLSET, model={"id": model, "effort": "max"})
+    for _ in range(2):
+        await server.turn(session, long)
+    requests = [request.body for request in server.requests(session)]
+    assert len(requests) == 3
+    before, summing = requests[:2]
+    assert served(before, summing) >= SERVED_MIN
+    budget = summing.get("thinking", {}).get("budget_tokens", 0)
+    assert budget == (THINKING_BUDGETS["max"] if model == "claude-opus-4-5" else 0)
+    assert summing["max_tokens"] == SUMMARY_TOKENS_MAX + budget
 
 
 async def test_sessions_of_one_agent_share_its_instructions_and_tools(server: Stack) -> None:

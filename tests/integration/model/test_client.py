@@ -259,6 +259,7 @@ def raw(status: str, kind: str, body: bytes, length: int | None = None, more: st
 
 
 NO_MONEY = b'{"type":"error","error":{"type":"billing_error","message":"no money"}}'
+NO_CREDIT = b'{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low"}}'
 SSE = "text/event-stream"
 ANSWERS = [
     (raw("200 OK", "application/json", b"{}"), ServerFailed),
@@ -269,6 +270,7 @@ ANSWERS = [
     (raw("307 Go", "text/html", b"", more="location: http://127.0.0.1:9/\r\n"), BadRequest),
     (raw("502 Bad", "text/html", b"<html>"), ServerFailed),
     (raw("400 Bad", "application/json", NO_MONEY), Billing),
+    (raw("400 Bad", "application/json", NO_CREDIT), Billing),
     (b"garbage\r\n\r\n", Cut),
     (b"", Cut),
 ]

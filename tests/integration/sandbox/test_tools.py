@@ -134,6 +134,11 @@ async def test_read_gives_images_documents_and_notebooks(run: Run, shared: Sandb
     assert document["type"] == "document"
     await shared.put("/workspace/fake.png", b"not an image", "agent")
     assert (await run("read", file_path="fake.png")).is_error
+    await shared.put("/workspace/sound.webp", b"RIFF\x04\x00\x00\x00WAVE", "agent")
+    assert (await run("read", file_path="sound.webp")).is_error
+    await shared.put("/workspace/image.webp", b"RIFF\x04\x00\x00\x00WEBP", "agent")
+    [image] = (await run("read", file_path="image.webp")).content
+    assert image["source"]["media_type"] == "image/webp"
     cells = [{"cell_type": "code", "source": ["print(", "1)"], "outputs": [{"text": ["1\n"]}]}]
     await shared.put("/workspace/n.ipynb", json.dumps({"cells": cells}).encode(), "agent")
     assert "print(1)" in text(await run("read", file_path="n.ipynb"))

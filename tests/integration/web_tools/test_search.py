@@ -14,9 +14,12 @@ from starlette.routing import Route
 
 from managed_agents.eventlog.events import SpanUsage
 from managed_agents.harness.tools import web_search
+from managed_agents.harness.tools.guarded_http import GuardedClient
 from managed_agents.harness.tools.model_search import INSTRUCTIONS, TOOL, ModelSearch
-from managed_agents.harness.tools.web_fetch import WebError
+from managed_agents.harness.tools.web import WebTools
+from managed_agents.harness.tools.web_fetch import WebError, WebFetch
 from managed_agents.harness.tools.web_search import Brave, SearchProvider, Searxng
+from managed_agents.harness.turn import ToolCall
 from managed_agents.model.client import AnthropicModelClient
 from managed_agents.model.endpoint import Endpoint
 from tests.support.server import listening
@@ -192,6 +195,20 @@ async def test_trouble_of_the_endpoint_s_search_has_a_code(told: str, code: str)
     model.blocks = [{"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": error}]
     async with searching(model) as provider:
         assert await refused(provider) == code
+        # What it has used all the same is part of the call's result.
+        call = ToolCall("sevt_1", "web_search", {"query": "what is it"})
+        outcome, usage = await WebTools(WebFetch(GuardedClient()), provider).run(call, NOWHERE, AGENT, nothing_seen, below_cap)
+    assert outcome.is_error
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens, usage.web_searches) == (2000, 50, 1)
+
+
+async def below_cap() -> bool:
+    return False
+
+
+async def nothing_seen(_sources: object) -> set[str]:
+    return set()
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "too_many_requests"), (529, "unavailable"), (400, "unavailable")])

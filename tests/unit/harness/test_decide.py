@@ -176,6 +176,26 @@ def test_a_refusal_is_told_with_its_details() -> None:
     assert step_after(events) == GoIdle("refusal", details)
 
 
+@pytest.mark.requirement("EVT-172")
+def test_a_refusal_ends_its_turn_before_anything_that_waits_is_taken_up() -> None:
+    events, start_id = opened()
+    events += answered(start_id, stop="refusal")
+    system = queued("system.message", "sevt_s")
+    details = {"type": "refusal", "category": None, "explanation": None}
+    assert step_after(events, [system]) == GoIdle("refusal", details, taken=(system,))
+    assert step_after(events, [MESSAGE, system], full=True) == GoIdle("refusal", details, more=True)
+    events += [*ev.idle(THREAD, "a", {"type": "refusal"}, details), *ev.running(THREAD, "a")]
+    assert step_after(events, [MESSAGE, system]) == RequestModel((MESSAGE, system), opens_period=False)
+
+
+def test_what_an_older_log_took_up_behind_a_refusal_is_answered() -> None:
+    events, start_id = opened()
+    events += answered(start_id, stop="refusal")
+    start = ev.span_start(THREAD)
+    events += [queued("user.message", "sevt_n").taken_up(), start, ev.span_end(THREAD, start.id, SpanUsage(), is_error=True)]
+    assert step_after(events) == RequestModel((), opens_period=False)
+
+
 @pytest.mark.requirement("EVT-150")
 def test_of_a_refusal_only_what_the_api_has_names_for_is_told() -> None:
     events, start_id = opened()
@@ -283,6 +303,19 @@ def test_too_many_compactions_in_a_row_give_the_turn_up() -> None:
     events += [start, *answered(start.id, {"type": "text", "text": "Hm."}, bash(), stop="tool_use")]
     events.append(ev.tool_result(THREAD, events[-2].id, [], is_error=False))
     assert step_after(events, full=True) == Compact(opens_period=False, briefly=False)
+
+
+def test_a_compaction_that_does_not_fit_either_counts_as_one() -> None:
+    events, start_id = opened()
+    events.append(ev.span_end(THREAD, start_id, SpanUsage(), is_error=True, private={"too_long": True}))
+    for _ in range(limits.COMPACTIONS_IN_A_ROW_MAX):
+        assert step_after(events) == Compact(opens_period=False, briefly=True)
+        start = ev.span_start(THREAD)
+        private = {"too_long": True, "compaction": {"useful": False}}
+        events += [start, ev.span_end(THREAD, start.id, SpanUsage(), is_error=True, private=private)]
+    step = step_after(events, [MESSAGE])
+    assert isinstance(step, StopExhausted)
+    assert (step.error_type, step.flushed) == ("compaction_limit_reached_error", (MESSAGE,))
 
 
 def test_a_response_cut_off_at_its_limit_is_continued_a_few_times() -> None:

@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from managed_agents.eventlog.events import SpanUsage
-from managed_agents.harness import permissions
+from managed_agents.harness import compaction, permissions
+from managed_agents.harness.transcript import CONTINUE, REMOVED
 from managed_agents.scripted_model.request import JUDGING
 
 USED = SpanUsage(input_tokens=3, cost=None)
@@ -61,6 +62,21 @@ def test_the_question_holds_instructions_conversation_and_call() -> None:
     }
     assert body["max_tokens"] == permissions.OUTPUT_TOKENS_MAX
     assert body["output_config"] == {"effort": "low"}
+
+
+@pytest.mark.requirement("EVT-091")
+def test_what_the_harness_put_in_the_users_place_is_no_wish_of_the_users() -> None:
+    """Behind a compaction, the summary: the model wrote it, from what tools returned too."""
+    summary = compaction.opening("The user wants everything deleted. " * 5_000, followed=True)
+    words = [summary, *({"type": "text", "text": text} for text in (REMOVED, CONTINUE, "list the files"))]
+    conversation = question([{"role": "user", "content": words}])["asked"]["conversation"]
+    assert [entry["from"] for entry in conversation] == ["summary", "user"]
+    assert conversation[1]["text"] == "list the files"
+    assert len(conversation[0]["text"]) < permissions.TEXT_CHARS_MAX + 100
+    # Unlike a wish, it goes where there is no room.
+    noise = {"role": "user", "content": [{"type": "tool_result", "content": "x" * 10_000}] * 200}
+    kept = question([{"role": "user", "content": words}, noise])["asked"]["conversation"]
+    assert [entry["from"] for entry in kept if entry["from"] != "tool"] == ["user"]
 
 
 def test_the_region_of_the_agent_holds_for_the_judge() -> None:

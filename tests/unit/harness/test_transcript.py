@@ -9,7 +9,7 @@ import pytest
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.events import NewEvent
 from managed_agents.harness.prompt import Brief, ModelRules, rules_of
-from managed_agents.harness.transcript import Transcript
+from managed_agents.harness.transcript import REMOVED, Transcript
 from tests.unit.harness.logs import queued, stored
 from tests.unit.harness.test_decide import THREAD, TOOLSET, answered, bash
 
@@ -104,7 +104,9 @@ def test_effort_speed_and_geo_are_passed_on_where_the_model_takes_them() -> None
     assert not {"output_config", "speed", "inference_geo", "thinking"} & set(plain)
 
 
-def test_thinking_is_asked_for_where_it_is_not_on_by_itself() -> None:
+def test_thinking_is_asked_for_wherever_it_could_be_off() -> None:
+    """A model that takes no budgets may still think only when told to: its capabilities say that it may be told."""
+
     def capabilities(*kinds: str) -> dict[str, Any]:
         return {"thinking": {"types": {kind: {"supported": kind in kinds} for kind in ("adaptive", "enabled", "disabled")}}}
 
@@ -112,7 +114,8 @@ def test_thinking_is_asked_for_where_it_is_not_on_by_itself() -> None:
         rules = rules_of(200_000, max_tokens, capabilities(*kinds))
         return Transcript().request(Brief(AGENT, rules)).get("thinking")
 
-    assert asked("adaptive") is None
+    assert asked("adaptive") is None  # always on, the field is to be left out
+    assert asked("adaptive", "disabled") == {"type": "adaptive"}
     assert asked("adaptive", "enabled", "disabled") == {"type": "adaptive"}
     assert asked("enabled", "disabled") == {"type": "enabled", "budget_tokens": 2048}
     assert asked("enabled", max_tokens=1500) is None
@@ -150,6 +153,72 @@ def test_what_was_refused_is_not_sent_again() -> None:
     events.append(queued("user.message", "sevt_2", "something else").taken_up())
     assert "poison" not in str(messages_of(events))
     assert [block["type"] for block in messages_of(events)[-1]["content"]] == ["tool_result", "text"]
+
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA" * 10_000}}
+FETCHED = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+
+
+def said(*blocks: dict[str, Any]) -> NewEvent:
+    return ev.new_event("user.message", THREAD, {"content": blocks})
+
+
+def rejected() -> NewEvent:
+    return ev.span_end(THREAD, "x", ev.SpanUsage(), is_error=True, private={"rejected": True})
+
+
+@pytest.mark.requirement("EVT-170")
+def test_what_is_no_text_is_not_sent_again_once_the_endpoint_rejected_it() -> None:
+    """As in a result of a tool, so in what the user said; what was answered before stays."""
+    first = said(IMAGE, {"type": "text", "text": "Look."})
+    events = [first, *answered("x", bash(), stop="tool_use")]
+    (call,) = (event.id for event in events if event.type == "agent.tool_use")
+    events += [ev.tool_result(THREAD, call, [{"type": "text", "text": "here"}, IMAGE], is_error=False), said(IMAGE)]
+    before = messages_of(events)
+    after = messages_of([*events, rejected(), MESSAGE])
+    assert after[:2] == before[:2]
+    note = {"type": "text", "text": REMOVED}
+    assert after[2]["content"][0]["content"] == [{"type": "text", "text": "here"}, note]
+    assert after[2]["content"][1:] == [note, {"type": "text", "text": "hello"}]
+
+
+@pytest.mark.requirement("EVT-170")
+def test_what_the_endpoint_cannot_fetch_any_more_is_not_sent_again_nor_thinking_that_is_bound_to_it() -> None:
+    signed, words = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}, {"type": "text", "text": "Yes."}
+    events = [MESSAGE, *answered("x", signed, words), said(FETCHED, IMAGE), *answered("y", signed, words), MESSAGE]
+    after = messages_of([*events, rejected()])
+    assert [message["content"] for message in after[1:4]] == [
+        [signed, words],
+        [{"type": "text", "text": REMOVED}, IMAGE],
+        [words],
+    ]
+
+
+@pytest.mark.requirement("EVT-170")
+def test_text_is_taken_out_only_when_it_is_rejected_again() -> None:
+    events = [
+        MESSAGE,
+        *answered("x", {"type": "text", "text": "Yes."}),
+        said({"type": "text", "text": "odd"}),
+        rejected(),
+        MESSAGE,
+    ]
+    assert "odd" in str(messages_of(events))
+    assert "odd" not in str(messages_of([*events, rejected(), MESSAGE]))
+    between = answered("y", {"type": "text", "text": "Fine."})
+    assert "odd" in str(messages_of([*events, *between, MESSAGE, rejected(), MESSAGE]))
+
+
+def test_what_was_rejected_does_not_fill_the_context() -> None:
+    transcript = Transcript()
+    brief = Brief(AGENT, ModelRules(10_000, 1000))
+    page = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "A" * 200_000}}
+    rows = stored([MESSAGE, *answered("x", {"type": "text", "text": "Yes."}), said(page), rejected()])
+    full: list[bool] = []
+    for row in rows:
+        transcript.apply(row)
+        full.append(transcript.is_full(brief))
+    assert full[-2:] == [True, False]
 
 
 def test_marks_stand_at_the_end_of_the_system_prompt_and_of_the_last_two_user_turns() -> None:

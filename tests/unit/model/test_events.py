@@ -79,6 +79,26 @@ def test_unknown_blocks_fields_and_events_survive() -> None:
     assert finished.stop_reason == "pause_turn"
 
 
+@pytest.mark.requirement("EVT-098")
+def test_a_call_that_was_cut_off_before_its_input_has_a_bad_one() -> None:
+    def bad(stop_reason: str, *blocks: list[dict[str, Any]]) -> dict[int, str]:
+        end = {"type": "message_delta", "delta": {"stop_reason": stop_reason}}
+        finished = fold(*(event for block in blocks for event in block), end)
+        return {index: found.raw for index, found in finished.bad_inputs.items()}
+
+    def call(index: int, *pieces: str, given: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+        return block(index, {"type": "tool_use", "id": f"toolu_{index}", "name": "glob", "input": given or {}}, *deltas)
+
+    assert bad("max_tokens", call(0)) == {0: ""}
+    assert bad("model_context_window_exceeded", call(0, "")) == {0: ""}
+    # Only of the last block nothing may be missing: a call without input is one.
+    assert bad("max_tokens", call(0), call(1, "{}")) == {}
+    assert bad("max_tokens", call(0, given={"pattern": "*"})) == {}
+    assert bad("max_tokens", call(0), block(1, {"type": "text", "text": "and"})) == {}
+    assert bad("tool_use", call(0)) == {}
+
+
 @pytest.mark.parametrize(
     "events",
     [

@@ -6,10 +6,11 @@ provider. What the request uses is accounted with the call's result.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import anyio
 
+from managed_agents.eventlog.events import SpanUsage
 from managed_agents.harness.response import usage_of
 from managed_agents.harness.tools.web_fetch import WebError
 from managed_agents.harness.tools.web_search import Answer, Found
@@ -34,6 +35,7 @@ _CODES = frozenset({"invalid_tool_input", "max_uses_exceeded", "too_many_request
 class ModelSearch:
     """Searches with the model's endpoint."""
 
+    asks_model: ClassVar[bool] = True
     client: ModelClient
 
     async def search(self, query: str, config: Json, agent: Mapping[str, Any]) -> Answer:
@@ -59,7 +61,8 @@ class ModelSearch:
         except (errors.ModelError, TimeoutError) as error:
             raise WebError("unavailable", f"the search failed ({str(error) or type(error).__name__})") from error
         cost = response_cost(finished.model, finished.usage, inference_geo=model.get("inference_geo"))
-        return Answer(_results(finished.content), usage_of(finished.usage, cost))
+        used = usage_of(finished.usage, cost)
+        return Answer(_results(finished.content, used), used)
 
     async def _finished(self, body: Json) -> MessageFinished:
         async with self.client.stream(ModelRequest(body)) as events:
@@ -69,10 +72,11 @@ class ModelSearch:
         raise AssertionError("a response that ends without its last event is an error of the client")
 
 
-def _results(content: list[Json]) -> list[Found]:
+def _results(content: list[Json], used: SpanUsage) -> list[Found]:
     """The results of the search, each with the passages that were quoted from it; what has no address is left out.
 
-    Endpoints behind which other models stand are not strict about these blocks. Raises WebError.
+    Endpoints behind which other models stand are not strict about these blocks. Raises WebError, with what was `used`: the
+    response has to be paid all the same.
     """
     quoted: dict[str, list[str]] = {}
     found: dict[str, Json] = {}
@@ -81,7 +85,7 @@ def _results(content: list[Json]) -> list[Found]:
             results = block.get("content")
             if isinstance(results, dict):
                 code = str(cast(Json, results).get("error_code"))
-                raise WebError(code if code in _CODES else "unavailable", "the provider's search failed")
+                raise WebError(code if code in _CODES else "unavailable", "the provider's search failed", used)
             found |= {url: result for result in _objects(results) if (url := _text(result, "url"))}
         for citation in _objects(block.get("citations")):
             passages = quoted.setdefault(_text(citation, "url"), [])

@@ -1,7 +1,7 @@
 """The web tools of a worker: what `web_fetch` and `web_search` calls become. Trouble is an error outcome, told to the model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ Json = dict[str, Any]
 NO_PROVIDER = "web_search is not available: this server has no search provider (MANAGED_AGENTS_WEB_SEARCH)."
 
 
+AtCap = Callable[[], Awaitable[bool]]
+
+
 @dataclass(frozen=True, slots=True)
 class WebTools:
     """What every session of a worker shares."""
@@ -35,17 +38,22 @@ class WebTools:
         return {} if self.search is not None else {"web_search": NO_PROVIDER}
 
     async def run(
-        self, call: ToolCall, config: Json, agent: Mapping[str, Any], seen: SeenUrls
+        self, call: ToolCall, config: Json, agent: Mapping[str, Any], seen: SeenUrls, at_cap: AtCap
     ) -> tuple[Outcome, SpanUsage | None]:
-        """Run `call` under its tool's settings; also what it cost. Repeating it is harmless."""
+        """Run `call` under its tool's settings; also what it cost. Repeating it is harmless.
+
+        `at_cap` says whether the session may ask a model no more.
+        """
         try:
             if call.name == "web_fetch":
                 return Outcome(await self.fetch.run(call.input, config, seen), is_error=False), None
             assert self.search is not None, "a tool that is missing is refused before"
+            if self.search.asks_model and await at_cap():
+                raise WebError("unavailable", "the session's budget is used up")
             content, usage = await web_search.run(self.search, call.input, config, agent)
             return Outcome(content, is_error=False), usage
         except WebError as error:
-            return _refused(error), None
+            return _refused(error), error.usage
         except (SQLAlchemyError, ConnectionError):
             raise  # of the database, while reading what the conversation has shown: the session is taken up again
         except Exception:

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from managed_agents.eventlog.events import SpanUsage
 from managed_agents.harness.tools import domains, pages
 from managed_agents.harness.tools.guarded_http import (
     URL_CHARS_MAX,
@@ -44,10 +45,11 @@ SeenUrls = Callable[[Json], Awaitable[set[str]]]
 
 
 class WebError(Exception):
-    """What the model is told: a code of the Messages API and a sentence."""
+    """What the model is told: a code of the Messages API and a sentence. `usage` is what the failing has cost."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, usage: SpanUsage | None = None) -> None:
         super().__init__(f"{code}: {message}")
+        self.usage = usage
 
 
 class WebFetch:

@@ -6,7 +6,7 @@ Which one is used is the operator's setting; the model sees one tool. The Messag
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import anyio
 import httpx
@@ -48,6 +48,9 @@ class Answer:
 
 class SearchProvider(Protocol):
     """Something that can search the web."""
+
+    # Searching is a model request, which a session at its budget may not make.
+    asks_model: ClassVar[bool]
 
     async def search(self, query: str, config: Json, agent: Mapping[str, Any]) -> Answer:
         """Search, within the domain lists and near the location of `config`. `agent` is who asks.
@@ -141,6 +144,7 @@ def _results(items: object, excerpt: str) -> list[Found]:
 class Searxng:
     """A SearXNG instance whose JSON format is switched on."""
 
+    asks_model: ClassVar[bool] = False
     base_url: str
 
     async def search(self, query: str, config: Json, agent: Mapping[str, Any]) -> Answer:
@@ -155,6 +159,7 @@ class Searxng:
 class Brave:
     """Brave's search API."""
 
+    asks_model: ClassVar[bool] = False
     key: SecretStr
     base_url: str = "https://api.search.brave.com"
 

@@ -99,7 +99,9 @@ def _media(file: IO[bytes], shown: str, size: int, media_type: str) -> list[Bloc
     if size > limit:
         raise ToolError(f"read: {shown} is {size} bytes; at most {limit} bytes of this type can be read")
     data = file.read(limit)
-    if not data.startswith(_SIGNATURES.get(media_type, (b"%PDF-",))):
+    valid = data.startswith(_SIGNATURES.get(media_type, (b"%PDF-",)))
+    # RIFF is a container of sounds and films too.
+    if not valid or (media_type == "image/webp" and data[8:12] != b"WEBP"):
         # The model API would refuse such a block, and with it every later request of the session.
         raise ToolError(f"read: {shown} is not valid {media_type}")
     source = {"type": "base64", "media_type": media_type, "data": base64.b64encode(data).decode()}
