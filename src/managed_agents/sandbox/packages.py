@@ -347,7 +347,7 @@ class PackageImages:
         labels = [f"{name}={value}" for name, value in self._labels("").items() if value]
         async with _engine("list images"):
             found = await self._client.images.list(filters={"label": labels})
-        told = [image.get("Labels") or {} for image in found]
+        told: list[dict[str, str]] = [image["Labels"] for image in found if image.get("Labels")]
         return {
             each["managed-agents.packages"]: int(each.get(BYTES_LABEL, 0)) for each in told if "managed-agents.packages" in each
         }
