@@ -33,8 +33,15 @@ def load(variables: Mapping[str, str], name: str = "compose.yaml") -> dict[str, 
             raise Unset(match[1])
         return match[3]
 
-    lines = [line for line in (DEPLOY / name).read_text().splitlines() if not line.lstrip().startswith("#")]
-    return yaml.safe_load(_VARIABLE.sub(value, "\n".join(lines)))
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(each) for key, each in node.items()}
+        if isinstance(node, list):
+            return [filled(each) for each in node]
+        return _VARIABLE.sub(value, node) if isinstance(node, str) else node
+
+    # After parsing, as compose does it: what a variable brings is text, also when that is empty.
+    return filled(yaml.safe_load((DEPLOY / name).read_text()))
 
 
 def with_sized_disks(file: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:

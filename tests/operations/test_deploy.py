@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from anthropic import Anthropic
 
+from managed_agents.cli.flags import read_settings
 from managed_agents.core.settings import Settings
 from managed_agents.db import embedded
 from managed_agents.processes import lifetime, parent
@@ -113,6 +114,16 @@ def test_every_setting_reaches_the_process_that_uses_it() -> None:
     # Nobody has a secret that it does not use.
     assert not {"ANTHROPIC_API_KEY", "MANAGED_AGENTS_MODEL_API_KEY", "MANAGED_AGENTS_WEB_SEARCH_API_KEY"} & given["api"].keys()
     assert "MANAGED_AGENTS_API_KEY" not in given["worker"]
+
+
+@pytest.mark.parametrize("process", ["migrate", "api", "worker"])
+def test_what_env_does_not_set_has_its_default(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in load(NEEDED)["services"][process]["environment"].items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings({})
+    fixed = {"host", "port", "metrics_port", "database_url", "data_dir", "api_key"}
+    given = {name: value for name, value in settings if name not in fixed}
+    assert given == {name: Settings.model_fields[name].default for name in given}
 
 
 def test_the_image_s_build_sees_everything_that_the_wheel_is_made_of() -> None:
