@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.requirement("WEB-113")]
 class Failing:
     """A search provider with a bug."""
 
+    asks_model = False
+
     async def search(self, query: str, config: dict[str, Any], agent: Mapping[str, Any]) -> Answer:
         del config, agent
         raise KeyError(query)
@@ -30,9 +32,13 @@ async def nothing_seen(_sources: dict[str, Any]) -> set[str]:
     return set()
 
 
+async def below_cap() -> bool:
+    return False
+
+
 async def outcome(name: str, arguments: dict[str, Any], **config: Any) -> Outcome:
     tools = WebTools(WebFetch(GuardedClient(exceptions=addresses.networks("127.0.0.0/8,::1/128"))), Failing())
-    found, usage = await tools.run(ToolCall("sevt_1", name, arguments), config, {}, nothing_seen)
+    found, usage = await tools.run(ToolCall("sevt_1", name, arguments), config, {}, nothing_seen, below_cap)
     assert usage is None
     return found
 
@@ -74,4 +80,4 @@ async def test_trouble_of_the_database_is_no_result() -> None:
     tools = WebTools(WebFetch(GuardedClient()), None)
     config = {"url_sources": {"user_input": {"type": "all"}}}
     with pytest.raises(ConnectionError):  # the session is taken up again, and the call repeated
-        await tools.run(ToolCall("sevt_1", "web_fetch", {"url": "http://example.com/"}), config, {}, lost)
+        await tools.run(ToolCall("sevt_1", "web_fetch", {"url": "http://example.com/"}), config, {}, lost, below_cap)
