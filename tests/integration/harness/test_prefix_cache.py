@@ -73,15 +73,19 @@ async def test_each_request_reads_nearly_all_of_the_one_before_from_the_cache(se
     assert all(end.cache_read_input_tokens > end.input_tokens for end in ends[1:])
 
 
-@pytest.mark.parametrize("model", ["claude-opus-5", "claude-sonnet-4-6"])
-async def test_the_request_for_a_summary_reads_the_conversation_from_the_cache(server: Stack, model: str) -> None:
-    """Also with the largest thinking budget, which must not depend on how much a summary may say."""
+@pytest.mark.parametrize(
+    ("model", "effort", "thinks"), [("claude-opus-5", "max", 0), ("claude-opus-4-5", "high", THINKING_BUDGETS["high"])]
+)
+async def test_the_request_for_a_summary_reads_the_conversation_from_the_cache(
+    server: Stack, model: str, effort: str, thinks: int
+) -> None:
+    """Also with a thinking budget, which must not depend on how much a summary may say."""
     long = "All work and no play makes Jack a dull boy. " * 270
 
     def reply(request: Request) -> Reply:
         return "The summary." if request.last_user_text.endswith(INSTRUCTION) else [thinking("Well."), text(long)]
 
-    session = await server.session(reply, tools=TOOLSET, model={"id": model, "effort": "max"})
+    session = await server.session(reply, tools=TOOLSET, model={"id": model, "effort": effort})
     for _ in range(2):
         await server.turn(session, long)
     requests = [request.body for request in server.requests(session)]
@@ -89,7 +93,7 @@ async def test_the_request_for_a_summary_reads_the_conversation_from_the_cache(s
     before, summing = requests[:2]
     assert served(before, summing) >= SERVED_MIN
     budget = summing.get("thinking", {}).get("budget_tokens", 0)
-    assert budget == (THINKING_BUDGETS["max"] if model == "claude-sonnet-4-6" else 0)
+    assert budget == thinks
     assert summing["max_tokens"] == SUMMARY_TOKENS_MAX + budget
 
 
