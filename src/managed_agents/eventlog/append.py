@@ -47,7 +47,6 @@ _LOCK_ONE_SCOPED = text(
 _LOCK_MANY = text(
     f"SELECT {_HEAD_COLUMNS} FROM sessions s WHERE s.id = ANY(CAST(:ids AS text[])) ORDER BY s.id FOR UPDATE OF s SKIP LOCKED"
 )
-_PEEK = text(f"SELECT {_HEAD_COLUMNS}, {statements.VERSION_OF.format('s')} FROM sessions s WHERE s.id = :id")
 _THREADS = text(
     "SELECT id, session_id, status, active_seconds, running_since, started_at, idled, input_tokens, output_tokens, "
     "cache_read_input_tokens, cache_5m_input_tokens, cache_1h_input_tokens, web_searches, token_cost "
@@ -133,20 +132,6 @@ async def lock_available(tx: Tx, session_ids: Sequence[str], *, threads_of: Coll
     if threads_of:
         await load_threads(tx, {session_id: head for session_id, head in heads.items() if session_id in threads_of})
     return heads
-
-
-async def peek(tx: Tx, session_id: str) -> tuple[Head, str] | None:
-    """Read the head of a session with its threads, not locked, and the version of its row; None when there is no such row.
-
-    Good for `write_known` only, which compares the version: the threads, read later, may already be another version's.
-    """
-    row = (await tx.execute(_PEEK, {"id": session_id})).one_or_none()
-    if row is None:
-        return None
-    *columns, version = row
-    head = _head(columns)
-    await load_threads(tx, {head.id: head})
-    return head, version
 
 
 async def load_threads(tx: Tx, heads: dict[str, Head]) -> None:

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 COMMITTED = faults.register("batch.committed", "appends committed, nobody told yet")
 _PROGRESS = ("agent.", "user.", "system.")  # a turn that only opens and closes spans goes round in circles
-LOOK_BESIDE_MAX = 4  # appends under way beside which a session's head is worth a look of its own
 ALONE_AT_ONCE = 2  # appends that wait for one session's lock, each on a connection
 
 
@@ -145,20 +144,6 @@ class Appender:
             self._ended = True
             for left in self._unanswered.values():
                 self._fail(left, AppendUncertain("the writer ended"))
-
-    async def look(self, session_id: str) -> None:
-        """Know a session that was claimed just now, so that its first append is one round trip.
-
-        Where many append, reading the heads of all in one statement when they do is cheaper: then nothing is read here.
-        """
-        if len(self._unanswered) > LOOK_BESIDE_MAX:
-            return
-        async with self._db.autocommit() as tx:
-            found = await log.peek(tx, session_id)
-        if found is not None:
-            head, version = found
-            self._known.heard(head.at)
-            self._known.keep(head, version)
 
     async def append(self, group: Append) -> list[StoredEvent]:
         """Append `group` and wait for its commit.

@@ -110,8 +110,8 @@ def _update(table: str, prefix: str, columns: _Columns, only: str = "") -> str:
 
 # The transaction that wrote the row; beside it what every write moves, because after a failover numbers of transactions that were
 # lost are given again.
-VERSION_OF = "{0}.xmin::text || ':' || {0}.last_seq || ':' || {0}.input_seq"
-_VERSION = f" RETURNING t.id, {VERSION_OF.format('t')} AS version"
+_VERSION_OF = "{0}.xmin::text || ':' || {0}.last_seq || ':' || {0}.input_seq"
+_VERSION = f" RETURNING t.id, {_VERSION_OF.format('t')} AS version"
 _TAKEN = (
     "DELETE FROM inbox USING unnest(CAST(:d_session_id AS text[]), CAST(:d_id AS text[])) AS v(session_id, id) "
     "WHERE inbox.session_id = v.session_id AND inbox.id = v.id"
@@ -135,7 +135,7 @@ _KNOWN = {
 # The version is compared again on the row as locked, should it have changed after the statement began.
 _LOCK_KNOWN = (
     "known AS (SELECT s.id FROM unnest(CAST(:k_id AS text[]), CAST(:k_version AS text[])) AS k(id, version) "
-    f"JOIN sessions s ON s.id = k.id AND {VERSION_OF.format('s')} = k.version FOR UPDATE OF s SKIP LOCKED)"
+    f"JOIN sessions s ON s.id = k.id AND {_VERSION_OF.format('s')} = k.version FOR UPDATE OF s SKIP LOCKED)"
 )
 # Undoes the whole statement (division by zero) where a queued event was taken up before.
 _ALL_TAKEN = (

@@ -125,7 +125,6 @@ class SessionRunner:
         async with anyio.create_task_group() as group:
             group.start_soon(self._context.load, self._parts.db)
             group.start_soon(self._learn)
-            group.start_soon(self._parts.appender.look, self.claim.session_id)
         faults.reach(TURN_LOADED)
         if self.claim.harness not in (None, *self._parts.harnesses) and not isinstance(self._decide(), steps.Rest):
             # Not a session that has nothing to do, or is archived.
