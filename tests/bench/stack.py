@@ -79,6 +79,9 @@ def running(data_dir: Path) -> Iterator[Stack]:
             for child in reversed(children):
                 child.terminate()
                 child.wait(STOP_SECONDS_MAX)
+            # The directory is removed next, and after a million events the last checkpoint takes a while.
+            postgres.release()
+            postgres.wait_stopped()
 
 
 def _wait_ready(process: "subprocess.Popen[bytes]", data_dir: Path) -> dict[str, Any]:
