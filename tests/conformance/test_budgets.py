@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text as sql
 
 from managed_agents.scripted_model import Request, text, tool_use
-from tests.support.stack import TOOLSET, Gate, Stack, Watch, message
+from tests.support.stack import TOOLSET, Gate, Stack, message
+from tests.support.watch import Watch
 
 pytestmark = pytest.mark.anyio
 

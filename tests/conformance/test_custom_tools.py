@@ -9,7 +9,8 @@ from anthropic import beta_async_tool
 
 from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import broken_tool_use, text, tool_use
-from tests.support.stack import WAIT_SECONDS, Gate, Stack, Watch, message
+from tests.support.stack import Gate, Stack, message
+from tests.support.watch import WAIT_SECONDS, Watch
 
 pytestmark = pytest.mark.anyio
 

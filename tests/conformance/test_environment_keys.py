@@ -8,7 +8,8 @@ import pytest
 from managed_agents.api.app import ROUTERS
 from managed_agents.resources.keys import service as keys
 from tests.support.server import HMAC_KEY, Caller, sdk
-from tests.support.stack import WAIT_SECONDS, Stack, message
+from tests.support.stack import Stack, message
+from tests.support.watch import WAIT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ import pytest
 from managed_agents.core import limits
 from managed_agents.eventlog.events import PERSISTED_TYPES
 from managed_agents.scripted_model import tool_use
-from tests.support.stack import TOOLSET, WAIT_SECONDS, Gate, Stack, message
+from tests.support.stack import TOOLSET, Gate, Stack, message
+from tests.support.watch import WAIT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,8 @@ import pytest
 from anthropic import Anthropic
 
 from managed_agents.scripted_model import text, tool_use
-from tests.support.stack import BETA, MODEL, TOOLSET, WAIT_SECONDS, Stack, message
+from tests.support.stack import BETA, MODEL, TOOLSET, Stack, message
+from tests.support.watch import WAIT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

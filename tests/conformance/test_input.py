@@ -9,8 +9,9 @@ import pytest
 from managed_agents.core import limits
 from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import fail, stall, text, tool_use
-from tests.support.stack import TOOLSET, Gate, Stack, Watch, message
+from tests.support.stack import TOOLSET, Gate, Stack, message
 from tests.support.waiting import until
+from tests.support.watch import Watch
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from tests.support.stack import WAIT_SECONDS, Stack, message
+from tests.support.stack import Stack, message
 from tests.support.waiting import until
+from tests.support.watch import WAIT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

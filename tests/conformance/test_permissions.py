@@ -8,8 +8,9 @@ import pytest
 
 from managed_agents.harness.journal import INTERRUPTED
 from managed_agents.scripted_model import Request, fail, stall, text, tool_use
-from tests.support.stack import WAIT_SECONDS, Gate, Stack, Watch, message
+from tests.support.stack import Gate, Stack, message
 from tests.support.waiting import until
+from tests.support.watch import WAIT_SECONDS, Watch
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,8 @@ import pytest
 
 from managed_agents.scripted_model import cut, pace, text, thinking, tool_use
 from tests.support.previews import check_previews
-from tests.support.stack import TOOLSET, Gate, Stack, Watch
+from tests.support.stack import TOOLSET, Gate, Stack
+from tests.support.watch import Watch
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,9 @@ from managed_agents.harness.clone_script import Kept
 from managed_agents.resources.sessions import bindings, clones, repositories
 from tests.support.git_server import GitHost, git, git_host
 from tests.support.repositories import bash, errors, repository_stack, resource, shown
-from tests.support.stack import MODEL, TOOLSET, Stack, Watch, message
+from tests.support.stack import MODEL, TOOLSET, Stack, message
 from tests.support.waiting import until
+from tests.support.watch import Watch
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from managed_agents.scripted_model import stall, tool_use
-from tests.support.stack import BETA, TOOLSET, WAIT_SECONDS, Gate, Stack, message
+from tests.support.stack import BETA, TOOLSET, Gate, Stack, message
+from tests.support.watch import WAIT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from managed_agents.core import ids
-from tests.support.stack import WAIT_SECONDS, Stack
+from tests.support.stack import Stack
+from tests.support.watch import WAIT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,8 @@ import pytest
 from anthropic import BadRequestError
 
 from managed_agents.scripted_model import text, tool_use
-from tests.support.stack import TOOLSET, Stack, Variant, Watch, stack
+from tests.support.stack import TOOLSET, Stack, Variant, stack
+from tests.support.watch import Watch
 from tests.support.websites import website
 
 pytestmark = pytest.mark.anyio

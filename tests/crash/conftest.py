@@ -1,6 +1,9 @@
 """A cluster of real processes for each test, and what is common to the scenarios."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +13,8 @@ from sqlalchemy import text
 from managed_agents.db.engine import Database
 from tests.crash import script
 from tests.support import cluster as clusters
-from tests.support.cluster import Cluster, Model, history, make_session, say
-from tests.support.following import Event, following
+from tests.support.cluster import Cluster, Model, Node, history, make_session, say
+from tests.support.following import Event, Follower, following
 from tests.support.invariants import check_history, check_rows, normalised
 from tests.support.launcher import Launcher
 from tests.support.launcher import launcher as launching
@@ -20,6 +23,18 @@ from tests.support.waiting import until
 Undisturbed = Callable[[], Awaitable[list[Event]]]
 Finished = Callable[[str], Awaitable[list[Event]]]
 Claimed = Callable[[str, str | None], Awaitable[str]]
+Working = Callable[[], AbstractAsyncContextManager["Work"]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A session whose command runs, and waits for a file beside `side` before it ends; `owner` is the worker's id."""
+
+    worker: Node
+    session_id: str
+    follower: Follower
+    side: Path
+    owner: str
 
 
 @pytest.fixture(scope="session")
@@ -104,3 +119,21 @@ def claimed(db: Database) -> Claimed:
         return found
 
     return wait
+
+
+@pytest.fixture
+def working(cluster: Cluster, client: AsyncAnthropic, claimed: Claimed) -> Working:
+    """An api, a worker, and a session in the middle of a command, followed during the block."""
+
+    @asynccontextmanager
+    async def work() -> AsyncIterator[Work]:
+        cluster.model.reply = script.gated_work
+        await cluster.api()
+        worker = cluster.worker()
+        session_id = await make_session(client)
+        async with following(client, session_id) as follower:
+            await say(client, session_id, "work")
+            side = await cluster.appeared(script.SIDE)
+            yield Work(worker, session_id, follower, side, await claimed(session_id, None))
+
+    return work

@@ -12,7 +12,7 @@ from managed_agents.db.engine import Database
 from managed_agents.scripted_model import Reply, Request, pace
 from managed_agents.scripted_model import text as says
 from tests.crash import script
-from tests.crash.conftest import Claimed, Finished, Undisturbed
+from tests.crash.conftest import Claimed, Finished, Undisturbed, Working
 from tests.support.cluster import Cluster, make_session, say
 from tests.support.following import Event, following
 from tests.support.invariants import normalised
@@ -70,27 +70,20 @@ async def test_workers_are_replaced_one_by_one_and_no_session_shows_it(
 
 
 async def test_a_draining_worker_finishes_its_step_and_hands_the_rest_over(
-    cluster: Cluster, client: AsyncAnthropic, claimed: Claimed, finished: Finished
+    cluster: Cluster, claimed: Claimed, working: Working, finished: Finished
 ) -> None:
-    cluster.model.reply = script.gated_work
-    await cluster.api()
-    old = cluster.worker()
-    session_id = await make_session(client)
-    async with following(client, session_id) as follower:
-        await say(client, session_id, "work")
-        side = await cluster.appeared(script.SIDE)
-        owner = await claimed(session_id, None)
+    async with working() as work:
         cluster.worker()
-        old.signal(signal.SIGTERM)
-        await until(lambda: "stopping" in old.log.read_text())
-        side.with_name(script.GO).touch()
-        assert await old.ended() == 0
-        await claimed(session_id, owner)
-        seen = await follower.idle()
-    listed = await finished(session_id)
+        work.worker.signal(signal.SIGTERM)
+        await until(lambda: "stopping" in work.worker.log.read_text())
+        work.side.with_name(script.GO).touch()
+        assert await work.worker.ended() == 0
+        await claimed(work.session_id, work.owner)
+        seen = await work.follower.idle()
+    listed = await finished(work.session_id)
     assert seen == listed
     assert hiccups(listed) == []
-    assert side.read_text() == "ran\n"
+    assert work.side.read_text() == "ran\n"
 
 
 @pytest.mark.parametrize("doing", ["a call", "a model request"])

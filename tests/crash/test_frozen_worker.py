@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from managed_agents.db.engine import Database
 from tests.crash import script
-from tests.crash.conftest import Claimed, Finished, Undisturbed
+from tests.crash.conftest import Claimed, Finished, Undisturbed, Working
 from tests.support.cluster import Cluster, make_session, say
 from tests.support.following import following
 from tests.support.invariants import normalised
@@ -57,28 +57,21 @@ async def test_a_worker_frozen_during_a_model_stream_writes_nothing_when_it_goes
 
 @pytest.mark.requirement("SES-081")
 async def test_a_worker_frozen_during_a_tool_call_neither_repeats_it_nor_logs_its_result_again(
-    cluster: Cluster, client: AsyncAnthropic, db: Database, claimed: Claimed, finished: Finished
+    cluster: Cluster, client: AsyncAnthropic, db: Database, claimed: Claimed, working: Working, finished: Finished
 ) -> None:
-    cluster.model.reply = script.gated_work
-    await cluster.api()
-    frozen = cluster.worker()
-    session_id = await make_session(client)
-    async with following(client, session_id) as follower:
-        await say(client, session_id, "work")
-        side = await cluster.appeared(script.SIDE)
-        owner = await claimed(session_id, None)
-        frozen.signal(signal.SIGSTOP)
+    async with working() as work:
+        work.worker.signal(signal.SIGSTOP)
         cluster.worker()
-        await claimed(session_id, owner)
-        side.with_name(script.GO).touch()
-        await follower.idle()
-        before = await finished(session_id)
-        frozen.signal(signal.SIGCONT)
-        await until(lambda: registered(db, frozen.pid, but=owner))
-        assert await finished(session_id) == before
+        await claimed(work.session_id, work.owner)
+        work.side.with_name(script.GO).touch()
+        await work.follower.idle()
+        before = await finished(work.session_id)
+        work.worker.signal(signal.SIGCONT)
+        await until(lambda: registered(db, work.worker.pid, but=work.owner))
+        assert await finished(work.session_id) == before
         # It is a worker like any other again.
         cluster.nodes[-1].signal(signal.SIGKILL)
-        await say(client, session_id, "once more")
-        await follower.idle(2)
-    await finished(session_id)
-    assert side.read_text() == "ran\nran\n"
+        await say(client, work.session_id, "once more")
+        await work.follower.idle(2)
+    await finished(work.session_id)
+    assert work.side.read_text() == "ran\nran\n"

@@ -25,7 +25,7 @@ from managed_agents.db import databases
 from managed_agents.db.engine import Database
 from managed_agents.db.migrate import upgrade_blocking
 from tests.crash import script
-from tests.crash.conftest import Claimed, Finished
+from tests.crash.conftest import Claimed, Finished, Working
 from tests.crash.test_soak import counting, full, report, soak
 from tests.support import cluster as clusters
 from tests.support.cluster import API_KEY, Cluster, Model, make_session, say
@@ -161,21 +161,10 @@ async def test_sessions_go_on_through_a_restart_and_a_crash_of_postgres(
 
 
 async def test_restarts_do_not_count_as_deaths_of_workers(
-    cluster: Cluster,
-    client: AsyncAnthropic,
-    postgres: OwnPostgres,
-    db: Database,
-    claimed: Claimed,
-    finished: Finished,
+    postgres: OwnPostgres, db: Database, claimed: Claimed, working: Working, finished: Finished
 ) -> None:
-    cluster.model.reply = script.gated_work
-    await cluster.api()
-    cluster.worker()
-    session_id = await make_session(client)
-    async with following(client, session_id) as follower:
-        await say(client, session_id, "work")
-        side = await cluster.appeared(script.SIDE)
-        owner = await claimed(session_id, None)
+    async with working() as work:
+        owner = work.owner
         # As many deaths without progress would make it wait, alone among all sessions.
         for way in ("stopped", "one process killed", "stopped"):
             if way == "stopped":
@@ -185,35 +174,28 @@ async def test_restarts_do_not_count_as_deaths_of_workers(
                 # The server ends all connections and recovers, without being started anew.
                 async with db.transaction() as tx:
                     os.kill((await tx.execute(ANOTHER_BACKEND)).scalar_one(), signal.SIGKILL)
-            owner = await claimed_again(claimed, session_id, owner)
-        assert await crashes(db, session_id) == (0, None)
-        side.with_name(script.GO).touch()
-        seen = await follower.idle()
-    assert seen == await finished(session_id)
-    assert side.read_text() == "ran\n"
+            owner = await claimed_again(claimed, work.session_id, owner)
+        assert await crashes(db, work.session_id) == (0, None)
+        work.side.with_name(script.GO).touch()
+        seen = await work.follower.idle()
+    assert seen == await finished(work.session_id)
+    assert work.side.read_text() == "ran\n"
 
 
 async def test_a_worker_that_does_not_come_back_with_postgres_counts(
-    cluster: Cluster, client: AsyncAnthropic, postgres: OwnPostgres, db: Database, claimed: Claimed, finished: Finished
+    cluster: Cluster, postgres: OwnPostgres, db: Database, claimed: Claimed, working: Working, finished: Finished
 ) -> None:
     """A session may be what takes the whole host down."""
-    cluster.model.reply = script.gated_work
-    await cluster.api()
-    worker = cluster.worker()
-    session_id = await make_session(client)
-    async with following(client, session_id) as follower:
-        await say(client, session_id, "work")
-        side = await cluster.appeared(script.SIDE)
-        owner = await claimed(session_id, None)
-        await worker.kill()
+    async with working() as work:
+        await work.worker.kill()
         await postgres.crash()
         await postgres.start()
         cluster.worker()
-        await claimed_again(claimed, session_id, owner)
-        assert await crashes(db, session_id) == (1, None)
-        side.with_name(script.GO).touch()
-        seen = await follower.idle()
-    assert seen == await finished(session_id)
+        await claimed_again(claimed, work.session_id, work.owner)
+        assert await crashes(db, work.session_id) == (1, None)
+        work.side.with_name(script.GO).touch()
+        seen = await work.follower.idle()
+    assert seen == await finished(work.session_id)
 
 
 async def claimed_again(claimed: Claimed, session_id: str, owner: str) -> str:

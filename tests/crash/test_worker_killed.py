@@ -9,7 +9,7 @@ from sqlalchemy import text
 from managed_agents.core import limits
 from managed_agents.db.engine import Database
 from tests.crash import script
-from tests.crash.conftest import Claimed, Finished, Undisturbed
+from tests.crash.conftest import Claimed, Finished, Undisturbed, Working
 from tests.support.cluster import Cluster, make_session, say
 from tests.support.following import Event, following
 from tests.support.invariants import normalised
@@ -46,30 +46,23 @@ async def test_a_worker_killed_during_a_model_stream_leaves_the_log_of_undisturb
 @pytest.mark.requirement("SES-081")
 @pytest.mark.parametrize("when", ["it still runs", "it ended meanwhile"])
 async def test_a_command_whose_worker_was_killed_runs_once_and_its_result_is_logged(
-    cluster: Cluster, client: AsyncAnthropic, claimed: Claimed, finished: Finished, when: str
+    cluster: Cluster, claimed: Claimed, working: Working, finished: Finished, when: str
 ) -> None:
-    cluster.model.reply = script.gated_work
-    await cluster.api()
-    worker = cluster.worker()
-    session_id = await make_session(client)
-    async with following(client, session_id) as follower:
-        await say(client, session_id, "work")
-        side = await cluster.appeared(script.SIDE)
-        owner = await claimed(session_id, None)
-        await worker.kill()
+    async with working() as work:
+        await work.worker.kill()
         if when == "it ended meanwhile":
-            side.with_name(script.GO).touch()
+            work.side.with_name(script.GO).touch()
             await cluster.appeared(script.ENDED)
         cluster.worker()
-        await claimed(session_id, owner)
-        side.with_name(script.GO).touch()
-        seen = await follower.idle()
-    listed = await finished(session_id)
+        await claimed(work.session_id, work.owner)
+        work.side.with_name(script.GO).touch()
+        seen = await work.follower.idle()
+    listed = await finished(work.session_id)
     assert seen == listed
     results = [event["content"][0]["text"] for event in normalised(listed) if event["type"] == "agent.tool_result"]
     assert results[0].strip() == "finished"
     assert results[2].splitlines() == ["1", "a note"]
-    assert side.read_text() == "ran\n"
+    assert work.side.read_text() == "ran\n"
     assert failed_spans(listed) == [False, False, False]
 
 

@@ -13,7 +13,8 @@ from managed_agents.harness.transcript import Transcript
 from managed_agents.scripted_model import Reply, Request, fail, refuse, stall, stop_reason, text, tool_use
 from managed_agents.scripted_model.usage import count_tokens
 from tests.integration.harness.conftest import CONTEXT_TOKENS
-from tests.support.stack import TOOLSET, Stack, Watch
+from tests.support.stack import TOOLSET, Stack
+from tests.support.watch import Watch
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ from managed_agents.harness.transcript import REMOVED
 from managed_agents.scripted_model import Reply, Request, cut, fail, stall, text, thinking, tool_use
 from tests.integration.harness.conftest import STALL_SECONDS
 from tests.support.meddling import Meddler
-from tests.support.stack import TOOLSET, Stack, Watch, message
+from tests.support.stack import TOOLSET, Stack, message
+from tests.support.watch import Watch
 
 pytestmark = pytest.mark.anyio
 

@@ -51,9 +51,7 @@ def wheel(name: str, version: str) -> bytes:
 
 def endless_source() -> bytes:
     """A source package whose build fills the disk and goes on."""
-    backend = (
-        "def build_wheel(*_, **__):\n    import os, time\n    open('/filled', 'wb').write(bytes(16 << 20))\n    time.sleep(600)\n"
-    )
+    backend = "import signal\ndef build_wheel(*_, **__):\n    open('/filled', 'wb').write(bytes(16 << 20))\n    signal.pause()\n"
     project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as archive:

@@ -53,7 +53,8 @@ class SandboxRow(Base):
     egress_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     # provisioning | live | stopping | stopped | destroyed
     state: Mapped[str] = mapped_column(Text)
-    # The environment's packages when the session was created.
+    # The environment's packages when the session was created. Only the release before reads them, which may run beside this one;
+    # the column goes with the next.
     packages: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     # What became of the session's repositories in it, by resource: absent before they were cloned.
     repositories: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
