@@ -171,9 +171,10 @@ async def test_restarts_do_not_count_as_deaths_of_workers(
                 await postgres.stop()
                 await postgres.start()
             else:
-                # The server ends all connections and recovers, without being started anew.
+                # The server ends all connections and recovers, without being started anew. Ours ends first.
                 async with db.transaction() as tx:
-                    os.kill((await tx.execute(ANOTHER_BACKEND)).scalar_one(), signal.SIGKILL)
+                    victim: int = (await tx.execute(ANOTHER_BACKEND)).scalar_one()
+                os.kill(victim, signal.SIGKILL)
             owner = await claimed_again(claimed, work.session_id, owner)
         assert await crashes(db, work.session_id) == (0, None)
         work.side.with_name(script.GO).touch()

@@ -272,7 +272,7 @@ PASSED: dict[str, tuple[int, ...]] = {
     "hands.bound": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
     "hands.created": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
     "hands.recorded": (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    "hands.attached": (0, 0, 0, 2, 2, 1, 0, 0, 0, 0, 1),
+    "hands.attached": (0, 0, 0, 2, 2, 1, 0, 0, 0, 0, 0),
     "hands.before_call": (0, 2, 3, 2, 1, 2, 1, 1, 1, 2, 1),
     "turn.outcome_arrived": (0, 2, 3, 2, 1, 1, 1, 1, 1, 2, 1),
     "turn.outcome_logged": (0, 2, 3, 3, 1, 1, 1, 2, 1, 2, 1),
