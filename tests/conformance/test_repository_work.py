@@ -45,6 +45,7 @@ async def lose(hands: Stack, session: Any) -> None:
         hands.backend,
         hands.blobs,
         host=hands.settings.effective_host_name,
+        pause_seconds=60.0,
         idle_seconds=0.0,
         parked_seconds=0.0,
     )

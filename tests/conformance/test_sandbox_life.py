@@ -29,10 +29,11 @@ LOOK = "cat note; echo $WHO; basename $PWD"
 FOUND = "kept\nme\ndeep\n"
 
 
-def collector(server: Stack, *, idle_seconds: float = 0.0, parked_seconds: float = 3600.0) -> SandboxCollector:
-    return SandboxCollector(
-        server.db, server.backend, server.blobs, host=HOST, idle_seconds=idle_seconds, parked_seconds=parked_seconds
-    )
+def collector(
+    server: Stack, *, pause_seconds: float = 3600.0, idle_seconds: float = 0.0, parked_seconds: float = 3600.0
+) -> SandboxCollector:
+    bounds = {"pause_seconds": pause_seconds, "idle_seconds": idle_seconds, "parked_seconds": parked_seconds}
+    return SandboxCollector(server.db, server.backend, server.blobs, host=HOST, **bounds)
 
 
 async def session_with(server: Stack, *commands: str) -> Any:
@@ -320,7 +321,7 @@ async def test_who_wants_a_sandbox_waits_while_it_is_stopped(server: Stack) -> N
         await watch.until("agent.tool_use")
         await (await server.backend.attach(current.sandbox_id)).stop()
         async with server.db.transaction() as tx:
-            await bindings.set_stopped(tx, current.sandbox_id)
+            await bindings.settle(tx, current.sandbox_id, "stopped")
         await watch.idle()
     assert [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"] == [FOUND]
 

@@ -195,7 +195,13 @@ async def _outages(server: Stack, engine: Engine) -> None:
 
 async def _gone(server: Stack) -> None:
     collector = SandboxCollector(
-        server.db, server.backend, server.blobs, host=server.settings.effective_host_name, idle_seconds=300, parked_seconds=3600
+        server.db,
+        server.backend,
+        server.blobs,
+        host=server.settings.effective_host_name,
+        pause_seconds=60.0,
+        idle_seconds=300,
+        parked_seconds=3600,
     )
 
     async def empty() -> bool:

@@ -445,6 +445,7 @@ async def _running(
                             backend,
                             blobs,
                             host=settings.effective_host_name,
+                            pause_seconds=60.0,
                             idle_seconds=300.0,
                             parked_seconds=3600.0,
                         ),

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     sandbox_wait_seconds: float = Field(
         600.0, gt=0, description="How long a call waits for such a place before it fails and says so."
     )
+    sandbox_pause_seconds: float = Field(
+        60.0, gt=0, description="Idle time after which the processes of a sandbox are frozen, until its next call or its stop."
+    )
     sandbox_idle_seconds: float = Field(300.0, gt=0, description="Idle time after which a sandbox is stopped.")
     sandbox_parked_seconds: float = Field(
         3600.0, ge=0, description="Time after which a stopped sandbox that is in a snapshot gives its disk back."

@@ -41,7 +41,7 @@ _CLAIMABLE = """
     -- A sandbox belongs to a host. While that lives, its workers have the session; one that is stopped, and so has a snapshot,
     -- is theirs for a moment only.
     AND coalesce((
-        SELECT b.state NOT IN ('live', 'stopping', 'stopped') OR b.host = (SELECT host FROM workers WHERE id = :worker)
+        SELECT b.state NOT IN ('live', 'stopping', 'paused', 'stopped') OR b.host = (SELECT host FROM workers WHERE id = :worker)
             OR b.state = 'stopped'
                 AND coalesce(s.running_since, s.updated_at) < clock_timestamp() - make_interval(secs => :chance)
             OR NOT EXISTS (SELECT 1 FROM hosts h WHERE h.name = b.host AND h.alive_until > clock_timestamp())

@@ -124,6 +124,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
         backend,
         blobs,
         host=host,
+        pause_seconds=settings.sandbox_pause_seconds,
         idle_seconds=settings.sandbox_idle_seconds,
         parked_seconds=settings.sandbox_parked_seconds,
     )

@@ -1,10 +1,10 @@
-"""The one that stops and destroys sandboxes of this host; nothing else does.
+"""The one that pauses, stops and destroys sandboxes of this host; nothing else does.
 
-Stops those whose session rests and which nobody used for a while, after a snapshot of their files; destroys those of deleted
-or archived sessions, of lower generations, too old, or stopped for long; and whatever of ours the backend knows and no row
-does: the leftovers of a crash. A snapshot takes time, in which the session may go on: the right to stop is claimed afterwards,
-and is not given for a sandbox that was used meanwhile. One that died at rest stops in the records only: it must not keep its
-place, nor what is behind it from being stopped.
+Pauses those whose session has come to rest, so that what it left running takes no CPU. Stops those that nobody used for longer,
+after a snapshot of their files; destroys those of deleted or archived sessions, of lower generations, too old, or stopped for
+long; and whatever of ours the backend knows and no row does: the leftovers of a crash. A snapshot takes time, in which the
+session may go on: the right to stop is claimed afterwards, and is not given for a sandbox that was used meanwhile. One that
+died at rest stops in the records only: it must not keep its place, nor what is behind it from being stopped.
 """
 
 import logging
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOTS_AT_ONCE = 2
 LOOK_COUNT_MAX = 50
+PAUSE_SECONDS_MAX = 5.0
 
 
 class SandboxCollector:
@@ -36,6 +37,7 @@ class SandboxCollector:
         blobs: BlobStore,
         *,
         host: str,
+        pause_seconds: float,
         idle_seconds: float,
         parked_seconds: float,
     ) -> None:
@@ -43,6 +45,7 @@ class SandboxCollector:
         self._backend = backend
         self._blobs = blobs
         self._host = host
+        self._pause_seconds = pause_seconds
         self._idle_seconds = idle_seconds
         self._parked_seconds = parked_seconds
         self._slots = anyio.CapacityLimiter(SNAPSHOTS_AT_ONCE)
@@ -61,6 +64,8 @@ class SandboxCollector:
     async def look(self) -> None:
         """Look once. Safe to repeat, and in several processes of the host at once."""
         await self._stop_unused(idle_seconds=self._idle_seconds, snapshot=True)
+        if "pause" in self._backend.capabilities:
+            await self._pause_unused()
         async with self._db.transaction() as tx:
             await bindings.doom(tx, host=self._host, parked_seconds=self._parked_seconds)
             await snapshots.expire(tx)
@@ -79,6 +84,45 @@ class SandboxCollector:
     async def _known(self) -> set[tuple[str, int]]:
         async with self._db.transaction() as tx:
             return await bindings.known(tx, host=self._host)
+
+    async def _pause_unused(self) -> None:
+        """Pause every sandbox at rest that runs. One that died there is not ours to look after: its time to be stopped comes."""
+        running = {labelled.id for labelled in await self._backend.list() if labelled.running}
+        behind: Binding | None = None
+        while True:
+            async with self._db.transaction() as tx:
+                unused = await bindings.unused(
+                    tx, host=self._host, idle_seconds=self._pause_seconds, count=LOOK_COUNT_MAX, states=["live"], behind=behind
+                )
+            if not unused:
+                return
+            behind = unused[-1]
+            for binding in unused:
+                if binding.sandbox_id in running:
+                    await self._pause(binding)
+
+    async def _pause(self, binding: Binding) -> None:
+        # Who wants it waits for this: a worker that ends does not leave it half done.
+        with anyio.move_on_after(PAUSE_SECONDS_MAX, shield=True) as scope:
+            await self._pause_within(binding)
+        if scope.cancelled_caught:
+            logger.warning("sandbox %s not paused: it took too long", binding.sandbox_id)
+
+    async def _pause_within(self, binding: Binding) -> None:
+        async with self._db.transaction() as tx:
+            if not await bindings.begin_stop(tx, binding):
+                return
+        state: bindings.State = "paused"
+        try:
+            await self._backend.pause(binding.sandbox_id)
+        except SandboxError as error:
+            logger.warning("sandbox %s not paused: %s", binding.sandbox_id, error)
+            state = "live"
+        async with self._db.transaction() as tx:
+            settled = await bindings.settle(tx, binding.sandbox_id, state)
+        if not settled:
+            # It took so long that somebody has taken it, or stopped it.
+            await self._backend.resume(binding.sandbox_id)
 
     async def _stop_unused(
         self, *, idle_seconds: float, snapshot: bool, count: int | None = LOOK_COUNT_MAX, places_only: bool = False
@@ -106,7 +150,7 @@ class SandboxCollector:
 
         async def stop(binding: Binding) -> None:
             try:
-                if binding.state == "live" and binding.sandbox_id in running:
+                if binding.state in ("live", "paused") and binding.sandbox_id in running:
                     done = await self._stop(binding, snapshot=snapshot)
                 else:
                     done = await self._settle(binding)
@@ -135,7 +179,7 @@ class SandboxCollector:
                 return False
         await sandbox.stop()
         async with self._db.transaction() as tx:
-            await bindings.set_stopped(tx, binding.sandbox_id)
+            await bindings.settle(tx, binding.sandbox_id, "stopped")
         return True
 
     async def _settle(self, binding: Binding) -> bool:
@@ -149,7 +193,7 @@ class SandboxCollector:
                 return False
         there = await self._backend.halt(binding.sandbox_id)
         async with self._db.transaction() as tx:
-            await bindings.set_stopped(tx, binding.sandbox_id, gone=not there)
+            await bindings.settle(tx, binding.sandbox_id, "stopped" if there else "destroyed")
         logger.info("sandbox %s does not run any more: its place is free", binding.sandbox_id)
         return True
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 logger = logging.getLogger(__name__)
 
 Which = Literal["disk", "memory", "pids", "outcomes"]
-Capability = Literal["isolation", "network", "memory", "pids", "cpus", "disk", "packages"]
+Capability = Literal["isolation", "network", "memory", "pids", "cpus", "disk", "packages", "pause"]
 Owner = Literal["root", "agent"]
 Packages = Mapping[str, Sequence[str]]
 """By manager, in its own pin syntax."""
@@ -163,6 +163,8 @@ class Labelled:
     generation: int
     session_id: str | None
     running: bool
+    paused: bool = False
+    """Runs, but its processes are frozen."""
 
 
 Known = Callable[[], Awaitable[set[SandboxKey]]]
@@ -305,10 +307,22 @@ class SandboxBackend(Protocol):
         ...
 
     async def attach(self, id: str) -> Sandbox:  # noqa: A002 - the seam's word
-        """Return a handle on the highest generation of `id`, starting it when it is stopped.
+        """Return a handle on the highest generation of `id`, starting it when it is stopped or paused.
 
         Raises: SandboxGone when there is none.
         """
+        ...
+
+    async def pause(self, id: str) -> None:  # noqa: A002
+        """Freeze the processes of a sandbox that takes no calls: they keep what they have and get no CPU until `attach`.
+        Repeating is safe. Only for a backend with the capability `pause`.
+
+        Raises: SandboxGone when there is none, or it does not run.
+        """
+        ...
+
+    async def resume(self, id: str) -> None:  # noqa: A002
+        """Let a paused sandbox go on; never starts one, and is nothing for one that is not paused."""
         ...
 
     async def halt(self, id: str) -> bool:  # noqa: A002

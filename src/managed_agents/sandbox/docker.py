@@ -104,7 +104,7 @@ class DockerBackend:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        every: tuple[Capability, ...] = ("isolation", "network", "memory", "pids", "cpus", "packages")
+        every: tuple[Capability, ...] = ("isolation", "network", "memory", "pids", "cpus", "packages", "pause")
         return frozenset({*every, "disk"} if self._sized else every)
 
     @property
@@ -315,7 +315,7 @@ class DockerBackend:
             raise
 
     async def start(self, id: str, generation: int) -> None:  # noqa: A002
-        """Start a stopped container and wait for its runner. Raises: SandboxGone."""
+        """Start a stopped or paused container and wait for its runner. Raises: SandboxGone."""
         container = await self.find(id, generation)
         if container is None:
             raise SandboxGone(f"no container for {layout.key(id, generation)}")
@@ -329,19 +329,48 @@ class DockerBackend:
                 await disk.mount(places.home / "disk.img", places.home / "disk")
             async with _engine("start a container"):
                 await self._client.containers.container(container.id).start()
+        elif container["State"]["Paused"]:
+            await self._resume(id, generation)
         handle = self._handle(id, generation)
         await handle.hello()
         await handle.aclose()
 
     async def attach(self, id: str) -> RunnerSandbox:  # noqa: A002
-        generations = [found.generation for found in await self._list(f"{LABEL}.sandbox={id}") if found.id == id]
+        generations = [found.generation for found in await self._all(id)]
         if not generations:
             raise SandboxGone(f"no sandbox {id}")
         await self.start(id, max(generations))
         return self._handle(id, max(generations))
 
+    async def _all(self, id: str) -> Sequence[Labelled]:  # noqa: A002
+        return [found for found in await self._list(f"{LABEL}.sandbox={id}") if found.id == id]
+
+    async def pause(self, id: str) -> None:  # noqa: A002
+        running = [found for found in await self._all(id) if found.running]
+        if not running:
+            raise SandboxGone(f"no sandbox {id} runs")
+        for found in running:
+            if not found.paused:
+                async with _engine("pause a container"):
+                    await self._client.containers.container(self.container_name(found.id, found.generation)).pause()
+
+    async def resume(self, id: str) -> None:  # noqa: A002
+        for found in await self._all(id):
+            if found.paused:
+                await self._resume(found.id, found.generation)
+
+    async def _resume(self, id: str, generation: int) -> None:  # noqa: A002
+        try:
+            async with _engine("resume a container"):
+                await self._client.containers.container(self.container_name(id, generation)).unpause()
+        except SandboxError:
+            # Somebody else may have been first.
+            container = await self.find(id, generation)
+            if container is not None and container["State"]["Paused"]:
+                raise
+
     async def halt(self, id: str) -> bool:  # noqa: A002
-        found = [each for each in await self._list(f"{LABEL}.sandbox={id}") if each.id == id]
+        found = await self._all(id)
         for each in found:
             await self.end(each.id, each.generation)
         return bool(found)
@@ -350,6 +379,8 @@ class DockerBackend:
         """Stop a container, or nothing where it does not run, and unmount its disk, so that it holds no loop device."""
         container = await self.find(id, generation)
         if container is not None:
+            if container["State"]["Paused"]:
+                await self._resume(id, generation)  # else it could not end by itself
             async with _engine("stop a container"):
                 await container.stop(t=2)
         await disk.unmount(self._places(id, generation).home / "disk")
@@ -445,7 +476,8 @@ def _labelled(container: DockerContainer) -> Labelled:
         labels[f"{LABEL}.sandbox"],
         int(labels[f"{LABEL}.generation"]),
         labels.get(f"{LABEL}.session"),
-        container["State"] == "running",
+        container["State"] in ("running", "paused"),
+        container["State"] == "paused",
     )
 
 

@@ -227,6 +227,12 @@ class LocalBackend:
         await self._start(self._places(id, max(generations)))
         return self._handle(id, max(generations))
 
+    async def pause(self, id: str) -> None:  # noqa: A002
+        raise SandboxError("a local sandbox cannot be paused")
+
+    async def resume(self, id: str) -> None:  # noqa: A002
+        """None is ever paused."""
+
     async def halt(self, id: str) -> bool:  # noqa: A002
         found = [each for each in await self.list() if each.id == id]
         for each in found:

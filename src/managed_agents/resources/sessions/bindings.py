@@ -1,15 +1,15 @@
 """Rows that bind sandboxes to sessions, and the resources to put into them.
 
-States: `provisioning` (never got a call), `live`, `stopping` (the collector has claimed the right to stop it; whoever wants it
-waits), `stopped` (nothing runs, the disk is kept), `destroyed` (what there is of it may go). Race: a session is claimed while
-its sandbox is being stopped. The stop is claimed by a statement that fails once anybody used the sandbox, and using it is a
-statement that fails while it is being stopped.
+States: `provisioning` (never got a call), `live`, `stopping` (the collector has claimed the right to stop or pause it; whoever
+wants it waits), `paused` (its processes are frozen), `stopped` (nothing runs, the disk is kept), `destroyed` (what there is of
+it may go). Race: a session is claimed while its sandbox is being stopped. The stop is claimed by a statement that fails once
+anybody used the sandbox, and using it is a statement that fails while it is being stopped.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import orjson
 from sqlalchemy import text
@@ -27,6 +27,7 @@ MAKING_SECONDS = 60.0  # a turn without calls may end while its sandbox is being
 
 Packages = Mapping[str, Sequence[str]]
 """By manager."""
+State = Literal["provisioning", "live", "stopping", "paused", "stopped", "destroyed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Binding:
     session_id: str
     generation: int
     host: str
-    state: str
+    state: State
     mounts: Mapping[str, str]
     networking: Mapping[str, Any]
     note: str | None
@@ -93,7 +94,7 @@ _TAKE = text(
     "UPDATE sandboxes SET state = 'live', last_used_at = clock_timestamp(), "
     # One that never got a call holds nothing that could be lost.
     "used_at = CASE WHEN used_at IS NOT NULL THEN clock_timestamp() END "
-    "WHERE id = :id AND (state IN ('live', 'stopped') OR state = 'stopping' AND :force)"
+    "WHERE id = :id AND (state IN ('live', 'paused', 'stopped') OR state = 'stopping' AND :force)"
 )
 _TOUCH = text("UPDATE sandboxes SET last_used_at = clock_timestamp(), used_at = clock_timestamp() WHERE id = :id")
 _TOLD = text("UPDATE sandboxes SET note = NULL WHERE id = :id")
@@ -110,7 +111,7 @@ _UNUSED = text(f"""
     SELECT {_COLUMNS} FROM sandboxes b
     WHERE host = :host AND last_used_at < clock_timestamp() - make_interval(secs => :idle)
       -- One that runs though it is `stopped` was started again by a stop that came too late.
-      AND (state IN ('live', 'stopping') OR state = 'stopped' AND id = ANY(:running))
+      AND (state = ANY(:states) OR state = 'stopped' AND id = ANY(:running))
       AND (last_used_at, id) > (coalesce(CAST(:behind_at AS timestamptz), '-infinity'), CAST(:behind_id AS text))
       -- One that runs and is owned by nobody was given up in mid-turn: its calls go on, and the next owner collects them.
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
@@ -120,7 +121,7 @@ _STOPPING = text("""
     UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state = :state AND last_used_at = :seen
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
 """)
-_STOPPED = text("UPDATE sandboxes SET state = :state WHERE id = :id AND state = 'stopping'")
+_SETTLED = text("UPDATE sandboxes SET state = :state WHERE id = :id AND state = 'stopping'")
 _DOOM = text("""
     UPDATE sandboxes b SET state = 'destroyed'
     WHERE host = :host AND state <> 'destroyed'
@@ -229,25 +230,32 @@ async def outputs(tx: Tx, session_id: str) -> list[Output]:
 
 
 async def unused(
-    tx: Tx, *, host: str, idle_seconds: float, count: int = 50, running: Sequence[str] = (), behind: Binding | None = None
+    tx: Tx,
+    *,
+    host: str,
+    idle_seconds: float,
+    count: int = 50,
+    states: Sequence[State] = ("live", "stopping", "paused"),
+    running: Sequence[str] = (),
+    behind: Binding | None = None,
 ) -> list[Binding]:
     """Sandboxes of this host that should not run: the session rests and nobody used it for `idle_seconds`, the longest unused
-    first; `behind` one that was returned before. Of the stopped ones those that are in `running`.
+    first; `behind` one that was returned before. Those in `states`, and of the stopped ones those that are in `running`.
     """
-    values = {"host": host, "idle": idle_seconds, "count": count, "running": list(running)}
+    values = {"host": host, "idle": idle_seconds, "count": count, "states": list(states), "running": list(running)}
     values |= {"behind_at": behind and behind.last_used_at, "behind_id": behind.sandbox_id if behind else ""}
     return [Binding(*row) for row in await tx.execute(_UNUSED, values)]
 
 
 async def begin_stop(tx: Tx, binding: Binding) -> bool:
-    """Claim the right to stop a sandbox; False when it was used since `binding` was read, or its session has an owner."""
+    """Claim the right to stop or pause a sandbox; False when used since `binding` was read, or when its session has an owner."""
     values = {"id": binding.sandbox_id, "seen": binding.last_used_at, "state": binding.state}
     return (await tx.execute(_STOPPING, values)).rowcount == 1
 
 
-async def set_stopped(tx: Tx, sandbox_id: str, *, gone: bool = False) -> None:
-    """Record that a sandbox that was `stopping` has stopped; `gone`: nothing of it is left."""
-    await tx.execute(_STOPPED, {"id": sandbox_id, "state": "destroyed" if gone else "stopped"})
+async def settle(tx: Tx, sandbox_id: str, state: State) -> bool:
+    """Record what became of a sandbox that was `stopping`; False when it was taken or settled meanwhile."""
+    return (await tx.execute(_SETTLED, {"id": sandbox_id, "state": state})).rowcount == 1
 
 
 async def doom(tx: Tx, *, host: str, parked_seconds: float) -> None:

@@ -18,7 +18,7 @@ WAIT_STALE_SECONDS = 5.0
 # Stopped ones take nothing; what a newer generation replaced is about to be destroyed.
 _RUNNING = """
     SELECT b.session_id, s.workspace_id FROM sandboxes b JOIN sessions s ON s.id = b.session_id
-    WHERE b.host = :host AND b.state IN ('provisioning', 'live', 'stopping')
+    WHERE b.host = :host AND b.state IN ('provisioning', 'live', 'stopping', 'paused')
       AND NOT EXISTS (SELECT 1 FROM sandboxes n WHERE n.session_id = b.session_id AND n.generation > b.generation)
 """
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('sandbox places ' || :host, 0))")

@@ -51,7 +51,7 @@ class SandboxRow(Base):
     # The environment's networking when the session was created: later changes of the environment do not reach it.
     networking: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text('\'{"type": "unrestricted"}\''))
     egress_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # provisioning | live | stopping | stopped | destroyed
+    # provisioning | live | stopping | paused | stopped | destroyed
     state: Mapped[str] = mapped_column(Text)
     # The environment's packages when the session was created. Only the release before reads them, which may run beside this one;
     # the column goes with the next.
