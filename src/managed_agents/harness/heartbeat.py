@@ -37,27 +37,39 @@ async def live(database_url: str, *, host: str, ttl_seconds: float, work: Callab
     trouble = Trouble(logger)
     former: str | None = None
     while True:
+        worker_id = ids.new_id(ids.WORKER)
         try:
-            connection = await connect(database_url)
+            connection = await _registered(database_url, worker_id, former, host=host, ttl_seconds=ttl_seconds)
         except TROUBLE as error:
             trouble.report("no database for the heartbeat: %s", str(error) or type(error).__name__)
             await anyio.sleep(RECONNECT_SECONDS)
             continue
         trouble.over("the database is back for the heartbeat")
+        former = worker_id
         try:
-            if former is not None:
-                # We are alive: what we had did not kill us, and must not count as if it had.
-                await _unregister(connection, former)
-            former = ids.new_id(ids.WORKER)
-            if await _live_once(connection, former, host=host, ttl_seconds=ttl_seconds, work=work):
+            faults.reach(REGISTERED)
+            if await _live_once(connection, worker_id, host=host, ttl_seconds=ttl_seconds, work=work):
                 return
         finally:
             connection.terminate()
 
 
-async def _live_once(
-    connection: Any, worker_id: str, *, host: str, ttl_seconds: float, work: Callable[[str], Awaitable[None]]
-) -> bool:
+async def _registered(database_url: str, worker_id: str, former: str | None, *, host: str, ttl_seconds: float) -> Any:
+    """The connection that keeps the worker's lock. One that is lost on the way leaves nothing that counts as alive."""
+    connection = await connect(database_url)
+    try:
+        if former is not None:
+            # We are alive: what we had did not kill us, and must not count as if it had.
+            await _unregister(connection, former)
+        with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
+            await _register(connection, worker_id, host=host, ttl_seconds=ttl_seconds)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _register(connection: Any, worker_id: str, *, host: str, ttl_seconds: float) -> None:
     # The lock first, then the row: a row without its lock is a dead worker.
     lock_key: int = await connection.fetchval("SELECT nextval(pg_get_serial_sequence('workers', 'lock_key'))")
     await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, lock_key)
@@ -69,7 +81,11 @@ async def _live_once(
         os.getpid(),
     )
     await connection.execute(_HOST_LIVES, host, HOST_TTLS * ttl_seconds)
-    faults.reach(REGISTERED)
+
+
+async def _live_once(
+    connection: Any, worker_id: str, *, host: str, ttl_seconds: float, work: Callable[[str], Awaitable[None]]
+) -> bool:
     finished = False
 
     async def worked() -> None:
