@@ -16,7 +16,8 @@ _KILL = text(
 )
 _ALIVE = text(
     "SELECT w.id FROM workers w JOIN pg_locks l ON l.classid = :class AND l.objid = w.lock_key "
-    "WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    "WHERE l.locktype = 'advisory' AND l.granted "
+    "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
