@@ -1,18 +1,20 @@
 """The harness's client of the Messages API: one streamed request at a time, failures as our own error
 classes.
 
-Built on the official SDK for authentication, headers and error bodies, with its retries off: retrying is
-visible to users and therefore the harness's job. Endpoint and key come from `Endpoint` only; no environment
-variable of the SDK has a say.
+The headers, the key's among them, are those of the official SDK; the request itself goes past it, because what
+the SDK does around each one takes as long again as sending it, at every step of every turn. Nothing is tried
+again here: retrying is visible to users and therefore the harness's job. Endpoint and key come from `Endpoint`
+only; no environment variable of the SDK has a say.
 
 Cancellation closes the connection at once, which is how the upstream learns to stop generating. Every wait
 is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECONDS`, the whole response by
 `MODEL_REQUEST_SECONDS` (looked at whenever bytes arrive, so exceeded by one silence at most).
 """
 
+import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,15 +23,7 @@ from typing import Protocol, cast
 import anyio
 import httpx2
 import orjson
-from anthropic import (
-    AnthropicError,
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-    AsyncAnthropic,
-    AsyncStream,
-    DefaultAsyncHttpxClient,
-)
+from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 
 from managed_agents.core.limits import MODEL_CONNECT_SECONDS, MODEL_REQUEST_SECONDS, MODEL_STALL_SECONDS
 from managed_agents.model.endpoint import Endpoint
@@ -53,12 +47,15 @@ from managed_agents.model.events import (
 )
 from managed_agents.model.sse import EventTooLarge, SseParser
 
+logger = logging.getLogger(__name__)
+
 POOLS_MAX = 32  # a pool's bookkeeping is linear in its connections: many small ones for hundreds of streams
 STREAMS_PER_POOL = 64
 KEEPALIVE_SECONDS = 30.0  # shorter than servers keep idle connections, or the first byte meets a closed one
 DRAIN_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 RESPONSE_BYTES_MAX = 128 * 1024 * 1024
+ERROR_BYTES_MAX = 1024 * 1024  # more of an error's body is not read
 
 
 class ModelClient(Protocol):
@@ -111,7 +108,9 @@ def http_client(endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext
 
 @dataclass(slots=True)
 class _Pool:
+    http: httpx2.AsyncClient
     client: SealedAnthropic
+    headers: Mapping[str, str]
     streams: int = 0
 
 
@@ -121,6 +120,7 @@ class AnthropicModelClient:
     def __init__(self, endpoint: Endpoint, *, deadlines: Deadlines | None = None) -> None:
         self._deadlines = deadlines or Deadlines()
         self._endpoint = endpoint
+        self._url = f"{endpoint.base_url.rstrip('/')}/v1/messages"
         self._secret = endpoint.api_key.get_secret_value()
         # Made once: loading the certificates takes tens of milliseconds.
         self._verify = httpx2.create_ssl_context() if endpoint.base_url.startswith("https:") else True
@@ -137,7 +137,11 @@ class AnthropicModelClient:
             await pool.client.close()
 
     def _new_pool(self) -> "_Pool":
-        return _Pool(SealedAnthropic(self._endpoint, http_client(self._endpoint, self._deadlines, self._verify)))
+        http = http_client(self._endpoint, self._deadlines, self._verify)
+        client = SealedAnthropic(self._endpoint, http)
+        headers = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
+        own = {"content-type": "application/json", "accept": "text/event-stream"}
+        return _Pool(http, client, {name: value for name, value in headers.items() if name.lower() not in own} | own)
 
     def _pool(self) -> "_Pool":
         """Return the first pool with room, so that few streams share few warm connections."""
@@ -156,8 +160,7 @@ class AnthropicModelClient:
         pool = self._pool()
         pool.streams += 1
         try:
-            stream = await self._open(pool.client, request)
-            response = stream.response
+            response = await self._open(pool, request)
             chunks = response.aiter_bytes()
             reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
             try:
@@ -168,54 +171,59 @@ class AnthropicModelClient:
                         await reading.drain()
             finally:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
-                    await stream.close()
+                    await response.aclose()
         finally:
             pool.streams -= 1
 
-    async def _open(self, client: AsyncAnthropic, request: ModelRequest) -> AsyncStream[object]:
+    async def _open(self, pool: "_Pool", request: ModelRequest) -> httpx2.Response:
         try:
             content = orjson.dumps({**request.body, "stream": True})
         except TypeError as error:
             raise BadRequest(f"The request cannot be encoded: {error}") from error
-        headers = {"content-type": "application/json", "accept": "text/event-stream"}
-        if request.betas:
-            headers["anthropic-beta"] = ",".join(request.betas)
+        headers = {**pool.headers, "anthropic-beta": ",".join(request.betas)} if request.betas else pool.headers
         try:
-            stream = await client.post(
-                "/v1/messages",
-                cast_to=object,
-                content=content,
-                options={"headers": headers},
-                stream=True,
-                stream_cls=AsyncStream[object],
+            response = await pool.http.send(
+                pool.http.build_request("POST", self._url, content=content, headers=headers), stream=True
             )
-        except AnthropicError as error:
-            raise self.error_of(error) from error
-        content_type = stream.response.headers.get("content-type", "")
-        if not content_type.startswith("text/event-stream"):
-            await stream.close()
+        except (httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise Cut("No connection to the model endpoint in time") from error
+        except httpx2.TimeoutException as error:
+            raise Stalled("The model endpoint did not answer in time") from error
+        except httpx2.HTTPError as error:
+            raise Cut(redacted(f"No connection to the model endpoint: {error}", self._secret)) from error
+        content_type = response.headers.get("content-type", "")
+        if response.is_success and content_type.startswith("text/event-stream"):
+            return response
+        try:
+            if not response.is_success:
+                raise await self._refusal(response)
             shown = content_type[:100] or "no content type"
             raise ServerFailed(f"The model endpoint answered a stream request with {shown}")
-        return stream
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+                await response.aclose()
 
-    def error_of(self, error: AnthropicError) -> ModelError:
-        """Translate what the SDK raises. No key survives in the message."""
-        if isinstance(error, APIStatusError):
-            return error_of_status(
-                error.status_code,
-                error.body,
-                request_id=error.request_id,
-                retry_after=retry_after_seconds(error.response.headers),
-                secret=self._secret,
-            )
-        if isinstance(error, APITimeoutError):
-            if isinstance(error.__cause__, (httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-                return Cut("No connection to the model endpoint in time")
-            return Stalled("The model endpoint did not answer in time")
-        if isinstance(error, APIConnectionError):
-            cause = f": {error.__cause__}" if error.__cause__ is not None else ""
-            return Cut(redacted(f"No connection to the model endpoint{cause}", self._secret))
-        return ServerFailed(redacted(str(error), self._secret))
+    async def _refusal(self, response: httpx2.Response) -> ModelError:
+        """Translate an answer that is no success. No key survives in the message."""
+        read = bytearray()
+        try:
+            async for chunk in response.aiter_bytes():
+                read += chunk
+                if len(read) > ERROR_BYTES_MAX:
+                    break
+        except httpx2.HTTPError as error:
+            logger.info("body of status %d of the model endpoint not read: %s", response.status_code, type(error).__name__)
+        try:
+            body: object = orjson.loads(read)
+        except orjson.JSONDecodeError:
+            body = None  # the status alone has to do
+        return error_of_status(
+            response.status_code,
+            body,
+            request_id=response.headers.get("request-id"),
+            retry_after=retry_after_seconds(response.headers),
+            secret=self._secret,
+        )
 
 
 class _Reading:
