@@ -34,7 +34,7 @@ async def measure(stack: Stack) -> list[Figure]:
     command = await _command()
     rounds: list[list[float]] = []
     models: list[list[float]] = []
-    phases: list[list[float]] = [[], [], []]
+    phases: list[list[float]] = [[], []]
     used = -rest.cpu_seconds(stack.pids["worker"])
     async with (
         wire.connected(stack.base_url, stack.headers) as connection,
@@ -63,21 +63,20 @@ async def measure(stack: Stack) -> list[Figure]:
             "p50 <= 10 ms",
             added <= ADDED_SECONDS_MAX,
             f"a whole round {ms(whole)}: model {ms(asking)}, `true` at execute() {ms(command)}; from commit to commit: request, "
-            f"response {ms(best([phases[0]]))}, result {ms(best([phases[1]]))}, next request {ms(best([phases[2]]))}",
+            f"response {ms(best([phases[0]]))}, result with the next request {ms(best([phases[1]]))}",
         )
     ]
 
 
 async def _phases(connection: wire.Connection, session_id: str) -> list[list[float]]:
-    """Of each round, by the log: request to response, response to result, result to the next request."""
+    """Of each round, by the log: request to response, and response to the result, which comes with the next request."""
     listed = (await connection.request("GET", f"/v1/sessions/{session_id}/events"))["data"]
     at = [(event["type"], datetime.fromisoformat(event["processed_at"])) for event in listed]
-    steps = ("span.model_request_start", "span.model_request_end", "agent.tool_result", "span.model_request_start")
+    steps = ("span.model_request_start", "span.model_request_end", "agent.tool_result")
     found: list[list[float]] = []
     for before, after in pairwise(steps):
         times = [[moment for kind, moment in at if kind == step] for step in (before, after)]
-        later = times[1][1:] if after == "span.model_request_start" else times[1]
-        found.append([(end - start).total_seconds() for start, end in zip(times[0][1:], later[1:], strict=False)])
+        found.append([(end - start).total_seconds() for start, end in zip(times[0][1:], times[1][1:], strict=False)])
     return found
 
 

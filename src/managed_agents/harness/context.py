@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from managed_agents.db.engine import Database, Tx
 from managed_agents.eventlog import read
 from managed_agents.eventlog.append import SessionGone
-from managed_agents.eventlog.events import QueuedEvent, StoredEvent
+from managed_agents.eventlog.events import NewEvent, QueuedEvent, StoredEvent
 from managed_agents.harness import lease
 from managed_agents.harness.brain import Transcript
 from managed_agents.harness.turn import Turn, restored
@@ -42,6 +42,13 @@ class Context:
         if events and events[0].type == read.CHECKPOINT:
             self.turn = restored(events[0].private_json()["turn"], seq=events[0].seq - 1)
         self.extend(events)
+
+    def foresee(self, events: Sequence[NewEvent]) -> None:
+        """Take events that are to be appended next. They have no `processed_at` yet, which no fold looks at."""
+        for event in events:
+            assert event.payload is not None
+            seq = self.turn.seq + 1
+            self.extend([StoredEvent(self.session_id, seq, event.id, event.thread_id, event.type, event.payload, event.private)])
 
     async def load(self, db: Database) -> None:
         """Read the inbox, and the log from its newest checkpoint on.

@@ -1,16 +1,19 @@
 """How a runner writes: its appends, fenced by owner and epoch, and the events that every step is made of.
 
 Appends are shielded: a cancelled append might still be written, and the result of a call must never be written twice.
+
+What can be had again after a crash may be held, to be committed together with what follows from it at once. It is folded ahead
+of that, on the position that it will have unless somebody else writes between; then the runner starts over from the log.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.append import NewInput
-from managed_agents.eventlog.batch import Append, Appender, Rest
+from managed_agents.eventlog.batch import Append, Appender, AppendUncertain, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.harness.context import Context
 from managed_agents.harness.lease import Claim
@@ -33,6 +36,27 @@ class Journal:
         self._context = context
         # Of the agent's snapshot only tools are ever updated.
         self._agent_name: str = claim.agent["name"]
+        self._held: list[NewEvent] = []
+        self._held_at = 0
+        self._then: Callable[[], None] | None = None
+
+    # Holding
+
+    @property
+    def holds(self) -> bool:
+        """Whether events wait for the next append."""
+        return bool(self._held)
+
+    def hold(self, events: Sequence[NewEvent], then: Callable[[], None]) -> None:
+        """Take events into the context that the next append writes first; `then` is called once they are committed."""
+        assert not self._held, "held events are written before others are held"
+        self._held, self._held_at, self._then = list(events), self._context.turn.seq + 1, then
+        self._context.foresee(events)
+
+    async def flush(self) -> None:
+        """Write what is held by itself."""
+        if self._held:
+            await self.append([])
 
     async def append(
         self,
@@ -43,10 +67,15 @@ class Journal:
         expect_input_seq: int | None = None,
         within_budget: bool = False,
     ) -> list[StoredEvent]:
-        """Append without following: for what is logged beside the loop, and for the last step."""
+        """Append without following: for what is logged beside the loop, and for the last step. What is held comes first.
+
+        Raises:
+            AppendUncertain: also when what was held has another position than it was folded at.
+        """
+        held = len(self._held)
         append = Append(
             self._claim.session_id,
-            events,
+            [*self._held, *events],
             self._worker_id,
             self._claim.epoch,
             expect_input_seq=expect_input_seq,
@@ -58,7 +87,16 @@ class Journal:
         with anyio.CancelScope(shield=True):
             await self._appender.append(append)
         self._context.committed(append.input_seq, hints)
-        return append.stored
+        if held:
+            self._committed(append.stored[0].seq)
+        return append.stored[held:]
+
+    def _committed(self, seq: int) -> None:
+        then, self._held, self._then = self._then, [], None
+        assert then is not None
+        then()
+        if seq != self._held_at:
+            raise AppendUncertain("somebody else wrote before what was held")
 
     async def log(
         self,

@@ -133,21 +133,26 @@ class SessionRunner:
         context = self._context
         before = (context.turn.seq, context.input_seq, context.at_cap)
         while not await self._step():
-            await context.refresh(self._parts.db)
+            if not self._journal.holds:  # else the next append says whether there is new input
+                await context.refresh(self._parts.db)
             after = (context.turn.seq, context.input_seq, context.at_cap)
             # A step that changes nothing would be decided for ever.
             assert after != before, f"no progress at event {context.turn.seq}"
             before = after
             if self._draining and isinstance(self._decide(), (steps.RequestModel, steps.Compact, steps.RunTools)):
                 # What is about to rest does so here: it is one append away.
+                await self._journal.flush()
                 self.handed_over = True
                 return
 
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
         await self._tell_troubles()
+        step = self._decide()
+        if not isinstance(step, steps.RequestModel):
+            await self._journal.flush()
         try:
-            return await self._act(self._decide())
+            return await self._act(step)
         except BudgetReached:
             self._context.at_cap = True
             return False
@@ -287,7 +292,13 @@ class SessionRunner:
         start = ev.span_start(self._journal.thread_id)
         opening = self._journal.opening(opens_period)
         asking = [*opening, *(queued.taken_up() for queued in taken), start]
-        stored = await self._journal.log(asking, taken, within_budget=True)
+        # What is held was decided on without another look at the input.
+        expected = self._context.input_seq if self._journal.holds else None
+        try:
+            stored = await self._journal.log(asking, taken, expect_input_seq=expected, within_budget=True)
+        except NewInput:
+            await self._journal.flush()
+            return False
         faults.reach(REQUEST_LOGGED)
         self._prepare_hands()
         assert self._brief is not None

@@ -2,7 +2,8 @@
 
 Those of `bash` share one shell and run one after the other, in the model's order: the second may build on the first.
 
-Each result is appended by itself, as it arrives. A call that was cancelled may have been logged all the same.
+Each result is appended by itself, as it arrives; the last one is held, for the model request that it leads to is logged at once.
+A call that was cancelled may have been logged all the same.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from anyio.abc import TaskGroup
 from managed_agents.core import faults
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
-from managed_agents.eventlog.events import SpanUsage, StoredEvent
+from managed_agents.eventlog.events import NewEvent, SpanUsage, StoredEvent
 from managed_agents.harness import decide as steps
 from managed_agents.harness.changes import Changes
 from managed_agents.harness.context import Context
@@ -51,6 +52,8 @@ class ToolRun:
         # Appended, and not in the context yet.
         self._stored: list[StoredEvent] = []
         self._shell = anyio.Lock()
+        # The result of the last call, which the sandbox keeps until it knows that it is in the log, and what to do then.
+        self._last: tuple[NewEvent, Callable[[], None]] | None = None
         hands.on_wait = self._say_waiting
 
     async def run(
@@ -65,7 +68,7 @@ class ToolRun:
         async with anyio.create_task_group() as group:
 
             async def run(call: ToolCall) -> None:
-                await self._run_call(call)
+                await self._run_call(call, lambda: started == {*ended, call.event_id} >= self._context.turn.pending.keys())
                 ended.add(call.event_id)
                 self._changes.notify()
 
@@ -84,12 +87,19 @@ class ToolRun:
                     await self._changes.next()
                 await self._follow_results()
                 if started == ended:
+                    self._hold_last()
                     return
                 await self._context.refresh(self._db)
                 step = decide()
             group.cancel_scope.cancel()
         # What was cancelled may have been logged all the same.
         await self._follow_results()
+        self._hold_last()
+
+    def _hold_last(self) -> None:
+        if self._last is not None:
+            result, then = self._last
+            self._journal.hold([result], then)
 
     async def _follow_results(self) -> None:
         new, self._stored = self._stored, []
@@ -99,7 +109,7 @@ class ToolRun:
         stored = await self._journal.append([ev.session_error(self._journal.thread_id, "unknown_error", message, "retrying")])
         self._stored += stored
 
-    async def _run_call(self, call: ToolCall) -> None:
+    async def _run_call(self, call: ToolCall, is_last: Callable[[], bool]) -> None:
         if call.refused is not None:
             outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
         else:
@@ -108,12 +118,19 @@ class ToolRun:
         result = ev.tool_result(self._journal.thread_id, call.event_id, outcome.content, is_error=outcome.is_error, usage=usage)
         troubles = self._hands.repositories.troubles()
         told = [trouble.event(self._journal.thread_id) for trouble in troubles]
+
+        def logged() -> None:
+            faults.reach(OUTCOME_LOGGED)
+            if call.name not in definitions.WEB_TOOLS:
+                self._background.start_soon(self._hands.acknowledge, call.event_id)
+
+        if not troubles and call.name not in definitions.WEB_TOOLS and is_last():
+            self._last = result, logged
+            return
         stored = await self._journal.append([*told, result])
         self._stored += stored  # apart: while that waits, another list may take the place of this one
-        faults.reach(OUTCOME_LOGGED)
+        logged()
         await self._hands.repositories.told(troubles)
-        if call.name not in definitions.WEB_TOOLS:
-            self._background.start_soon(self._hands.acknowledge, call.event_id)
 
     async def _outcome(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
         if call.name in definitions.WEB_TOOLS:
