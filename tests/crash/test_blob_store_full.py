@@ -2,9 +2,6 @@
 
 import hashlib
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -20,27 +17,24 @@ from tests.support.cluster import Cluster, Model, make_session, say
 from tests.support.following import following
 from tests.support.in_flight import BETAS
 from tests.support.launcher import Launcher
+from tests.support.small_disk import fill, small_disk
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
 MIB = 1024 * 1024
+ROOM_BYTES = 32 * 1024
 WORK = (
-    "head -c 100000 /dev/urandom > /mnt/session/outputs/first; head -c 3000000 /dev/urandom > kept; "
+    "head -c 100000 /dev/urandom > /mnt/session/outputs/first; echo small > /mnt/session/outputs/small; "
+    "head -c 3000000 /dev/urandom > kept; "
     "touch wrote; until [ -e go ]; do sleep 0.02; done; sha256sum < /mnt/session/uploads/kept.bin"
 )
 
 
 @pytest.fixture
 def small_store() -> Iterator[Path]:
-    """A directory on a file system of 8 MiB."""
-    directory = Path(tempfile.mkdtemp(prefix="mb", dir="/tmp"))
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(directory)), check=True, timeout=30)
-    try:
+    with small_disk(8) as directory:
         yield directory
-    finally:
-        subprocess.run(("umount", "--lazy", str(directory)), check=True, timeout=30)
-        shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -65,19 +59,6 @@ def blobs(store: Path) -> set[str]:
     return {path.name for path in found}
 
 
-def fill(store: Path) -> Path:
-    """Leave no room at all."""
-    filler = store / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (65536, 4096):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                continue
-    return filler
-
-
 async def test_everything_goes_on_without_a_blob_store_and_catches_up(
     cluster: Cluster, client: AsyncAnthropic, db: Database, small_store: Path, finished: Finished
 ) -> None:
@@ -92,11 +73,12 @@ async def test_everything_goes_on_without_a_blob_store_and_catches_up(
     assert refused.value.status_code == 529
     assert refused.value.body == {
         "type": "error",
-        "error": {"type": "overloaded_error", "message": "file: there is no room to store it"},
+        "error": {"type": "overloaded_error", "message": "file: the server's storage is full, try again later"},
         "request_id": refused.value.response.headers["request-id"],
     }
     assert blobs(small_store) == {hashlib.sha256(kept).hexdigest()}
     filler = fill(small_store)
+    os.truncate(filler, filler.stat().st_size - ROOM_BYTES)
     # What is there can be read.
     session_id = await make_session(client, resources=[{"type": "file", "file_id": first.id, "mount_path": "/kept.bin"}])
 
@@ -113,17 +95,18 @@ async def test_everything_goes_on_without_a_blob_store_and_catches_up(
         await say(client, session_id, "work")
         wrote = await cluster.appeared("wrote")
         await until(lambda: "no snapshot of" in worker.log.read_text())
-        await until(lambda: f"outputs of {session_id} not collected yet" in worker.log.read_text())
+        await until(lambda: f"outputs of {session_id} not collected: {{'the blob store is full': 1}}" in worker.log.read_text())
+        await until(outputs)  # what is small finds the room that the other does not
         wrote.with_name("go").touch()
         await follower.idle()
         assert await finished(session_id)
-        assert (await outputs(), await snapshots()) == ([], 0)
-        assert blobs(small_store) == {hashlib.sha256(kept).hexdigest()}
+        assert (await outputs(), await snapshots()) == (["small"], 0)
+        assert blobs(small_store) == {hashlib.sha256(content).hexdigest() for content in (kept, b"small\n")}
         filler.unlink()
         # The next turn has room, and makes up for what the last one could not.
         await say(client, session_id, "look")
         await follower.idle(2)
-        assert await outputs() == ["first"]
+        assert sorted(await outputs()) == ["first", "small"]
     listed = await finished(session_id)
     digest = hashlib.sha256(kept).hexdigest()
     assert [event["content"][0]["text"] for event in listed if event["type"] == "agent.tool_result"] == [

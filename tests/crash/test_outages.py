@@ -5,7 +5,6 @@ so what is cut is the socket between it and the worker. `test_engine_restarts.py
 """
 
 import errno
-import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -30,6 +29,7 @@ from tests.support import cluster as clusters
 from tests.support.cluster import Model
 from tests.support.launcher import Launcher
 from tests.support.sandboxes import nothing_known
+from tests.support.small_disk import small_disk
 from tests.support.stack import TOOLSET, Stack, stack
 from tests.support.waiting import until
 
@@ -213,14 +213,8 @@ async def _gone(server: Stack) -> None:
 
 @pytest.fixture
 def small_host() -> Iterator[Path]:
-    """A host directory on a file system of 48 MiB."""
-    directory = Path(tempfile.mkdtemp(prefix="mf", dir="/tmp"))
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=48m,mode=755", "tmpfs", str(directory)), check=True, timeout=30)
-    try:
+    with small_disk(48) as directory:
         yield directory
-    finally:
-        subprocess.run(("umount", "--lazy", str(directory)), check=True, timeout=30)
-        shutil.rmtree(directory)
 
 
 if disk.supported():

@@ -220,10 +220,14 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(database_url: str, model: Model, launcher: Launcher, **settings: str) -> AsyncIterator[Cluster]:
-    """Prepare a cluster with one API key; nothing runs yet. Afterwards everything is killed. `settings` win over ours."""
+async def cluster(
+    database_url: str, model: Model, launcher: Launcher, *, disk: Path | None = None, **settings: str
+) -> AsyncIterator[Cluster]:
+    """Prepare a cluster with one API key, its data on `disk`; nothing runs yet. Afterwards everything is killed. `settings` win
+    over ours.
+    """
     # Short, because a socket's path may have 107 bytes; open, because sandboxed commands have uids of their own.
-    data_dir = Path(tempfile.mkdtemp(prefix="ma-crash-"))
+    data_dir = Path(tempfile.mkdtemp(prefix="ma-crash-", dir=disk))
     data_dir.chmod(0o755)
     port = free_port()
     values = {

@@ -22,6 +22,7 @@ from managed_agents.resources.organizations import service as organizations
 from managed_agents.web.actor import Scope
 
 START_SECONDS_MAX = 10.0
+END_SECONDS_MAX = 5.0
 HMAC_KEY = b"\x17" * 32
 
 
@@ -52,8 +53,14 @@ async def listening(app: ASGIApp) -> AsyncIterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ended = anyio.Event()
+
+        async def serve() -> None:
+            await server._serve([listener])
+            ended.set()
+
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server._serve, [listener])
+            tasks.start_soon(serve)
             with anyio.fail_after(START_SECONDS_MAX):
                 while not server.started:
                     await anyio.lowlevel.checkpoint()
@@ -62,6 +69,9 @@ async def listening(app: ASGIApp) -> AsyncIterator[str]:
             finally:
                 server.should_exit = True
                 server.force_exit = True
+                # Also when a test failed: cancelled in its midst, a server leaves what the event loop waits for at its own end.
+                with anyio.move_on_after(END_SECONDS_MAX, shield=True):
+                    await ended.wait()
 
 
 async def make_caller(db: Database, name: str, scope: Scope = Scope.DEVELOPER) -> Caller:

@@ -312,7 +312,7 @@ def sealer(settings: Settings) -> Sealer:
 @dataclass(frozen=True)
 class Variant:
     """What may differ between stacks: the model's context, what stands before it, how long it may be silent, more harnesses,
-    other settings.
+    other settings, the disk its data is on.
     """
 
     context_tokens: int | None = None
@@ -320,6 +320,7 @@ class Variant:
     deadlines: Deadlines | None = None
     harnesses: Mapping[str, Harness] = field(default_factory=dict[str, Harness])
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    disk: Path = Path("/tmp")
 
 
 @asynccontextmanager
@@ -328,12 +329,13 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     """Start everything on a database of its own; stop it and remove what it left behind."""
     name = f"test_{uuid4().hex[:12]}"
+    variant = variant or Variant()
     # Short, because sockets are made below it, and open to the uids of commands.
-    directory = Path(tempfile.mkdtemp(prefix="ma-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="ma-", dir=variant.disk))
     os.chmod(directory, 0o755)
     try:
         database_url = await databases.create_database(postgres_url, name, template)
-        async with _running(database_url, directory, sandbox, variant or Variant()) as running:
+        async with _running(database_url, directory, sandbox, variant) as running:
             yield running
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(WAIT_SECONDS):

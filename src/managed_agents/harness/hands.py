@@ -21,7 +21,7 @@ from managed_agents.harness import outputs
 from managed_agents.harness.clone_cache import KEEPING_AT_ONCE, CloneCache
 from managed_agents.harness.cloning import Repositories
 from managed_agents.harness.lease import Claim
-from managed_agents.harness.mounting import Mounts
+from managed_agents.harness.mounting import Mounts, reason
 from managed_agents.harness.provisioning import PROVISION_SECONDS_MAX, NoPlace, Provisioning
 from managed_agents.harness.turn import ToolCall
 from managed_agents.resources.sessions import bindings, snapshots
@@ -347,6 +347,8 @@ class SessionHands:
             raise
         except TimeoutError as error:
             raise SandboxError("attaching took too long") from error
+        except OSError as error:
+            raise SandboxError(f"it could not be started again ({reason(error)})") from error
         self._handles.append(sandbox)
         faults.reach(ATTACHED)
         self._binding = found

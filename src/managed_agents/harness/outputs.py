@@ -15,7 +15,7 @@ from contextlib import aclosing
 import anyio
 import anyio.lowlevel
 
-from managed_agents.blobstore.store import BlobRef, BlobStore, BlobTooLarge
+from managed_agents.blobstore.store import BlobRef, BlobStore, BlobStoreFull, BlobTooLarge
 from managed_agents.core import faults, limits
 from managed_agents.core.ids import SessionId, WorkspaceId
 from managed_agents.db.engine import Database
@@ -34,6 +34,7 @@ LOOK_SECONDS = 1.0
 SETTLED_SECONDS = 0.3
 PATH_BYTES_MAX = 1024
 CHANGING_TRIES = 3
+STORE_FULL = "the blob store is full"
 LOOKED_AT_ONCE = 100  # before others of this process have their turn
 
 
@@ -81,6 +82,7 @@ class Outputs:
         self._taken = Taken({})
         self._refused: Counter[str] = Counter()  # by the last look, for want of room or for good
         self._full = False
+        self._no_room_for: int | None = None  # bytes, of the smallest that found none at the last look
         # Of what was looked at and needs no second look while it stays the same: taken, or refused for good.
         self._signatures: dict[str, str] = {}
 
@@ -96,7 +98,7 @@ class Outputs:
             # An owner's first look compares digests, so that what former owners took is not carried over again.
             found = await sandbox.listing(OUTPUTS, digests=first)
             refused: Counter[str] = Counter()
-            self._full = False
+            self._full, self._no_room_for = False, None
             for number, entry in enumerate(found):
                 if number % LOOKED_AT_ONCE == 0:
                     await anyio.lowlevel.checkpoint()
@@ -131,8 +133,14 @@ class Outputs:
         if (why := self._taken.refusal(entry.path, entry.size)) is not None:
             self._full = True
             return why
+        if self._no_room_for is not None and entry.size >= self._no_room_for:
+            return STORE_FULL
         try:
             blob = await self._store(sandbox, entry, changing=changing)
+        except BlobStoreFull:
+            # There may be room for what is smaller, and there will be some again for this one.
+            self._no_room_for = entry.size
+            return STORE_FULL
         except (SandboxGone, LimitHit):
             raise
         except (FileChanging, BlobTooLarge, SandboxError) as error:
@@ -171,5 +179,6 @@ class Outputs:
         source = (
             sandbox.take(OUTPUTS, entry.path, changing=changing) if entry.signature else sandbox.get(f"{OUTPUTS}/{entry.path}")
         )
-        async for piece in source:
-            yield piece
+        async with aclosing(source):
+            async for piece in source:
+                yield piece

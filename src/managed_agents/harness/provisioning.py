@@ -94,6 +94,8 @@ class Provisioning:
         except PackagesFailed as error:
             self._unprepared = error
             raise
+        except OSError as error:
+            raise SandboxError(f"its image could not be prepared ({reason(error)})") from error
 
     async def _provision(self, spec: SandboxSpec, *, fresh: bool) -> tuple[Binding, Sandbox]:
         binding = snapshot = None

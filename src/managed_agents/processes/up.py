@@ -139,6 +139,7 @@ class Supervisor:
         self._postgres: embedded.EmbeddedPostgres | None = None
         self._children: list[Child] = []
         self._signals = 0
+        self._recorded = True
         self._wakeup, wakeup_writer = socket.socketpair()
         self._wakeup.setblocking(False)
         wakeup_writer.setblocking(False)
@@ -288,7 +289,7 @@ class Supervisor:
         while not self._is_stopping():
             if self._postgres is not None and not self._postgres.is_watched():
                 self._revive(self._postgres)
-            if [child for child in self._children if child.look()]:
+            if [child for child in self._children if child.look()] or not self._recorded:
                 self._record(ready=ready)
             if not ready:
                 if self._answers_ready():
@@ -326,7 +327,9 @@ class Supervisor:
             return False
 
     def _record(self, *, ready: bool) -> None:
-        """Say in `DATA_DIR/up.json` what runs where, for the demo and for people."""
+        """Say in `DATA_DIR/up.json` what runs where, for the demo and for people. Where the disk is full, later: that is no
+        reason to stop what runs.
+        """
         path = self._data_dir / "up.json"
         state = {
             "pid": os.getpid(),
@@ -335,8 +338,15 @@ class Supervisor:
             "children": {c.name.replace(" ", "_"): {"pid": c.pid, "restarts": c.restarts} for c in self._children},
         }
         draft = path.with_name(".up.json.new")
-        draft.write_text(json.dumps(state, indent=1) + "\n")
-        draft.rename(path)
+        try:
+            draft.write_text(json.dumps(state, indent=1) + "\n")
+            draft.rename(path)
+        except OSError as error:
+            if self._recorded:
+                say(f"{path} cannot be written, it is tried again: {error.strerror}")
+            self._recorded = False
+        else:
+            self._recorded = True
 
     def _announce(self) -> None:
         key = self._environment["MANAGED_AGENTS_API_KEY"]
@@ -396,8 +406,9 @@ Ctrl-C stops everything.
 
 
 def say(text: str) -> None:
-    """Tell the operator something."""
-    print(f"managed-agents: {text}", file=sys.stderr, flush=True)
+    """Tell the operator something, where that can be: on a full disk it cannot, and what is supervised goes on."""
+    with contextlib.suppress(OSError):
+        print(f"managed-agents: {text}", file=sys.stderr, flush=True)
 
 
 def _reason(status: int) -> str:

@@ -8,7 +8,7 @@ generation.
 
 import hashlib
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -222,14 +222,14 @@ class Sandbox(Protocol):
         """Remove a file of `root`, which commands cannot. Repeating is safe."""
         ...
 
-    def get(self, path: str) -> AsyncIterator[bytes]:
+    def get(self, path: str) -> AsyncGenerator[bytes]:
         """Read a file, as the commands' uid. Exhaust or close the iterator.
 
         Raises: PathNotFound.
         """
         ...
 
-    def take(self, root: str, path: str, *, changing: bool = False) -> AsyncIterator[bytes]:
+    def take(self, root: str, path: str, *, changing: bool = False) -> AsyncGenerator[bytes]:
         """Read a file below a directory as it is at one moment, as the commands' uid, no link followed. `changing`: also one
         that is written to meanwhile, as far as it went when opened. Exhaust or close the iterator.
 
@@ -243,9 +243,9 @@ class Sandbox(Protocol):
         """
         ...
 
-    def snapshot(self) -> AsyncIterator[bytes]:
+    def snapshot(self) -> AsyncGenerator[bytes]:
         """Read a gzip-compressed tar of the session's directories, as far as commands may read them. The shell's state is
-        saved before, unless a command runs in it.
+        saved before, unless a command runs in it. Exhaust or close the iterator.
         """
         ...
 

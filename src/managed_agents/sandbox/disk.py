@@ -5,6 +5,8 @@ commands ran. The kernel frees the loop device when the file system is unmounted
 undo.
 """
 
+import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -14,7 +16,11 @@ import anyio
 
 from managed_agents.sandbox.backend import SandboxError
 
+logger = logging.getLogger(__name__)
+
 COMMAND_SECONDS = 60.0
+ROOM_MIN = 4 * 1024 * 1024
+FULL = "the disk of its host is full"
 MOUNT_OPTIONS = "loop,nosuid,nodev,noatime,noinit_itable,discard"
 
 
@@ -28,18 +34,31 @@ def _path() -> str:
 
 
 async def _run(*command: str) -> None:
+    """What is raised reaches the model, which need not know the host's paths; the log has the rest."""
     try:
         with anyio.fail_after(COMMAND_SECONDS):
             await anyio.run_process(command, env={"PATH": _path(), "LC_ALL": "C"})
     except subprocess.CalledProcessError as error:
         words = error.stderr.decode(errors="replace").strip()
-        raise SandboxError(f"{' '.join(command)} failed: {words}") from error
+        logger.warning("%s failed: %s", " ".join(command), words)
+        if os.strerror(errno.ENOSPC) in words:
+            raise SandboxError(FULL) from error
+        raise SandboxError(f"{command[0]} of its disk failed with status {error.returncode}") from error
     except TimeoutError as error:
-        raise SandboxError(f"{' '.join(command)} took more than {COMMAND_SECONDS:.0f} s") from error
+        logger.warning("%s took more than %.0f s", " ".join(command), COMMAND_SECONDS)
+        raise SandboxError(f"{command[0]} of its disk took more than {COMMAND_SECONDS:.0f} s") from error
+
+
+def check_room(directory: Path) -> None:
+    """Raises: SandboxError, where there is hardly room for another sandbox's own files: the last of it is for those that work."""
+    found = os.statvfs(directory)
+    if found.f_bavail * found.f_frsize < ROOM_MIN:
+        raise SandboxError(FULL)
 
 
 async def create(image: Path, size_bytes: int) -> None:
-    """Make the file and its file system. An unfinished file never bears the final name."""
+    """Make the file and its file system. An unfinished file never bears the final name. Raises: SandboxError."""
+    check_room(image.parent)
     partial = image.with_suffix(".part")
     with partial.open("wb") as file:
         file.truncate(size_bytes)

@@ -5,7 +5,7 @@ What differs between backends is behind `Host`: whether the sandbox lives, stopp
 
 import json
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import anyio
@@ -155,13 +155,13 @@ class RunnerSandbox:
         death = await self._host.death()
         return SandboxGone(death) if death is not None else SandboxError(f"the transfer broke: {lost}")
 
-    def get(self, path: str) -> AsyncIterator[bytes]:
+    def get(self, path: str) -> AsyncGenerator[bytes]:
         return self._read({"op": "get", "path": path})
 
-    def snapshot(self) -> AsyncIterator[bytes]:
+    def snapshot(self) -> AsyncGenerator[bytes]:
         return self._read({"op": "snapshot"})
 
-    async def _read(self, header: frames.Header) -> AsyncIterator[bytes]:
+    async def _read(self, header: frames.Header) -> AsyncGenerator[bytes]:
         await self.hello()
         try:
             async with self._client.exchange() as exchange:
@@ -173,7 +173,7 @@ class RunnerSandbox:
         except RunnerLost as lost:
             raise await self._broken(lost) from lost
 
-    def take(self, root: str, path: str, *, changing: bool = False) -> AsyncIterator[bytes]:
+    def take(self, root: str, path: str, *, changing: bool = False) -> AsyncGenerator[bytes]:
         return self._read({"op": "take", "root": root, "path": path, "changing": changing})
 
     async def listing(self, path: str, *, digests: bool = True) -> list[FileEntry]:
@@ -198,7 +198,7 @@ class RunnerSandbox:
         await self._host.destroy()
 
 
-async def _chunks(stream: AsyncIterable[bytes] | bytes) -> AsyncIterator[bytes]:
+async def _chunks(stream: AsyncIterable[bytes] | bytes) -> AsyncGenerator[bytes]:
     if isinstance(stream, bytes):
         for offset in range(0, len(stream), frames.CHUNK_BYTES):
             yield stream[offset : offset + frames.CHUNK_BYTES]

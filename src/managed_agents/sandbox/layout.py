@@ -135,19 +135,28 @@ def install_runner(data_dir: Path) -> Path:
     target = data_dir / "runner" / digest
     if not target.exists():
         partial = target.with_name(f"{digest}.{os.getpid()}.part")
-        (partial / "runner").mkdir(parents=True)
-        for file in files:
-            shutil.copyfile(file, partial / "runner" / file.name)
-        for path in (partial.parent, partial, partial / "runner"):
-            path.chmod(0o755)
-        for path in (partial / "runner").iterdir():
-            path.chmod(0o644)
+        try:
+            _copy_runner(files, partial)
+        except OSError:
+            # On a full disk, most likely: a half copy would be in the way of the next one.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         try:
             partial.rename(target)
         except OSError:
             # Another process was first; its copy is the same.
             shutil.rmtree(partial)
     return target
+
+
+def _copy_runner(files: Sequence[Path], partial: Path) -> None:
+    (partial / "runner").mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, partial / "runner" / file.name)
+    for path in (partial.parent, partial, partial / "runner"):
+        path.chmod(0o755)
+    for path in (partial / "runner").iterdir():
+        path.chmod(0o644)
 
 
 def make_tree(root: Path, uid: int | None) -> None:

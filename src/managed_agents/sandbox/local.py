@@ -22,7 +22,7 @@ from typing import Any, Literal
 import anyio
 import anyio.to_thread
 
-from managed_agents.sandbox import layout, uids
+from managed_agents.sandbox import disk, layout, uids
 from managed_agents.sandbox.backend import (
     Capability,
     Known,
@@ -122,6 +122,7 @@ class LocalBackend:
         if not (places.home / "ready").exists():
             await self.remove(places)
             places.home.mkdir(parents=True, mode=0o711)
+            disk.check_room(places.home)
             places.state.mkdir(mode=0o700)
             uid = self._take_uid(places)
             layout.make_tree(places.home, uid)
@@ -211,7 +212,8 @@ class LocalBackend:
     async def _launch(self, places: layout.Places, command: Sequence[str]) -> None:
         """Start detached: a session of its own, nobody's child, its pid written down by itself."""
         log, pid = shlex.quote(str(places.home / "log")), shlex.quote(str(places.home / "pid"))
-        own = f"echo $$ > {pid}; exec {shlex.join(command)}"
+        # Without its pid written down nobody could end it, so it would not begin. In place: on a full disk that takes no room.
+        own = f"printf '%-20d\\n' $$ 1<> {pid} && exec {shlex.join(command)}"
         script = f"cd / && setsid sh -c {shlex.quote(own)} </dev/null >{log} 2>&1 &"
         with anyio.move_on_after(START_SECONDS):
             await anyio.run_process(["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

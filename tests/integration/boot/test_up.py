@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.integration.boot.waiting import alive, until
+from tests.support.small_disk import fill, small_disk
 
 UP = [sys.executable, "-m", "managed_agents.cli.main", "up", "--sandbox", "local"]
 RSS_MAX_BYTES = 260 * 1024 * 1024
@@ -48,10 +49,10 @@ def pids(data_dir: Path) -> dict[str, int]:
 
 
 @contextmanager
-def up(data_dir: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def up(data_dir: Path, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A ready server."""
     with (data_dir / "log").open("wb") as log:
-        process = subprocess.Popen(UP, env=environment(data_dir), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(UP, env=environment(data_dir) | settings, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
         until(lambda: _ready(process, data_dir), "the server to be ready", 90)
         yield process
@@ -123,6 +124,30 @@ def test_nothing_outlives_a_killed_supervisor(data_dir: Path) -> None:
         process.kill()
     for name, pid in running.items():
         until(lambda pid=pid: not alive(pid), f"{name} to end", 40)
+
+
+@pytest.mark.anyio
+async def test_a_full_disk_stops_neither_the_supervisor_nor_what_it_starts_again(database_url: str) -> None:
+    with small_disk(8) as data_dir, up(data_dir, MANAGED_AGENTS_DATABASE_URL=database_url) as process:
+        before = state(data_dir)
+        assert before is not None
+        filler = fill(data_dir)
+        worker = before["children"]["worker"]["pid"]
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: [pid for pid in _workers(process.pid) if pid != worker], "the worker to be back", 60)
+        filler.unlink()
+        until(lambda: _restarts(data_dir) == 1, "the restart to be recorded", 30)
+        assert process.poll() is None
+
+
+def _workers(parent: int) -> list[int]:
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [pid for pid in children if alive(pid) and b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def _restarts(data_dir: Path) -> int:
+    now = state(data_dir)
+    return 0 if now is None else now["children"]["worker"]["restarts"]
 
 
 def test_it_says_when_the_port_is_taken(data_dir: Path) -> None:

@@ -61,7 +61,8 @@ async def _store(part: Part, blobs: BlobStore) -> tuple[str, str, BlobRef]:
         raise TooLarge(f"file: exceeds the maximum size of {megabytes} MB") from error
     except BlobStoreFull as error:
         # assumed: what the hosted service would say of its own; SDKs try again.
-        raise ApiError(529, "overloaded_error", "file: there is no room to store it", headers={"retry-after": "5"}) from error
+        words = "file: the server's storage is full, try again later"
+        raise ApiError(529, "overloaded_error", words, headers={"retry-after": "5"}) from error
     return filename, mime_type, blob
 
 

@@ -8,6 +8,7 @@ often it is used or restored (spec: observed hosted behaviour).
 
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -58,7 +59,9 @@ async def take(db: Database, blobs: BlobStore, sandbox: Sandbox) -> None:
     Raises: SandboxError, BlobTooLarge, OSError.
     """
     begun = time.monotonic()
-    blob = await blobs.put(sandbox.snapshot(), limits.SNAPSHOT_BYTES_MAX)
+    # Closed here: where the store takes no more of it, the connection to the sandbox is not to be left to the garbage collector.
+    async with aclosing(sandbox.snapshot()) as content:
+        blob = await blobs.put(content, limits.SNAPSHOT_BYTES_MAX)
     faults.reach(STORED)
     values = {"sandbox_id": sandbox.id, "sha256": blob.sha256, "size": blob.size}
     async with db.transaction() as tx:

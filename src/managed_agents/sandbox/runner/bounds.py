@@ -11,7 +11,9 @@ import os
 import re
 from dataclasses import dataclass
 
+from . import host_disk
 from .config import Config
+from .host_disk import HostDisk
 
 _CGROUP = "/sys/fs/cgroup"
 # Both hierarchies, the newer first.
@@ -35,6 +37,7 @@ class Bounds:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._host_disk = HostDisk(config)
         self._kills = _Counter(_KILLS if config.own_cgroup else ())
         self._refusals = _Counter(_REFUSALS if config.own_cgroup else ())
 
@@ -42,7 +45,11 @@ class Bounds:
         """Read the counters."""
         return Reading(self._kills.read(), self._refusals.read())
 
-    def hit(self, before: Reading, output: bytes = b"", *, failed: bool = True) -> list[str]:
+    async def lost(self) -> bool:
+        """Whether the session's files lost what was written to them: the call that learns of it has failed."""
+        return await self._host_disk.lost()
+
+    def hit(self, before: Reading, output: bytes = b"", *, failed: bool = True, lost: bool = False) -> list[str]:
         """Return a line for each bound that was run into since `before`; `output` is the end of what the call said."""
         after, limits = self.read(), self._config.limits
         lines: list[str] = []
@@ -50,6 +57,8 @@ class Bounds:
             lines.append(f"Memory limit reached: the sandbox has {_size(limits.get('memory_bytes'))}. A process was killed.")
         if _rose(before.refusals, after.refusals):
             lines.append(f"Process limit reached: the sandbox may have {limits.get('pids')} processes and threads.")
+        if lost or (failed and self._host_disk.full):
+            lines.append(host_disk.LOST if lost else host_disk.FULL)
         if failed and self._full():
             lines.append(
                 f"Disk full: the session's disk has {_size(limits.get('disk_bytes'))}. Delete files before writing more."

@@ -19,7 +19,7 @@ from . import frames
 from .bounds import Bounds
 from .children import ChildFailed, Children
 from .config import Config
-from .journal import Journal, Outcome, error_outcome
+from .journal import FULL, Journal, Outcome, error_outcome
 from .output import KEPT_BYTES_MAX, Output
 from .quota import Quota
 from .shell import Ended, Shell
@@ -100,7 +100,9 @@ class Calls:
         try:
             self.journal.begin(tool_use_id)
         except OSError as error:
-            raise Refused("busy", f"the journal cannot be written: {error}") from error
+            full = error.errno in FULL
+            why = "the disk of the sandbox's host is full" if full else f"the journal cannot be written: {reason(error)}"
+            raise Refused("busy", why) from error
         call = self._calls[tool_use_id] = Call(tool_use_id)
         call.task = asyncio.ensure_future(self._supervise(call, name, arguments, seconds))
         return call
@@ -162,7 +164,8 @@ class Calls:
             return error_outcome(f"{name}: no such tool")
         before = self.bounds.read()
         outcome = await self._file_tool(name, arguments, seconds)
-        if outcome.is_error and (hit := self.bounds.hit(before)):
+        lost = name in WRITING and await self.bounds.lost()
+        if (outcome.is_error or lost) and (hit := self.bounds.hit(before, lost=lost)):
             return error_outcome("\n".join([*_texts(outcome.content), *hit]))
         return outcome
 
@@ -193,12 +196,13 @@ class Calls:
         except asyncio.CancelledError:
             output.abandon()
             raise
-        hit = self.bounds.hit(before, output.tail, failed=ended.status != 0)
+        lost = await self.bounds.lost()
+        hit = self.bounds.hit(before, output.tail, failed=ended.status != 0, lost=lost)
         note = "\n".join(filter(None, [self.quota.words if ended.over_quota else _note(ended, limit), *hit]))
         if note:
             text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{note}"
         content = json.dumps([{"type": "text", "text": text}]).encode()
-        return Outcome(content, ended.status != 0, spill_path)
+        return Outcome(content, lost or ended.status != 0, spill_path)
 
     async def _in_shell(self, command: str, seconds: float, output: Output) -> Ended:
         try:

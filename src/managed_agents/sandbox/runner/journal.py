@@ -4,10 +4,14 @@ highest epoch.
 One file a call, in a directory only uid 0 can read, on a disk the commands cannot fill. A file says
 `running` from before the call starts until its outcome replaces it by rename. Found at start, `running`
 means the runner died in the midst: the call gets an error outcome and is not run again.
+
+The host's disk may be full all the same. Then the few bytes without which no call can begin go into files
+that were made ahead, or are there already: a model that may run nothing could not make room, either.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +22,9 @@ from typing import Any
 OUTCOMES_MAX = 1_000
 OUTCOME_BYTES_MAX = 256 * 1024 * 1024
 MEMORY_BYTES_MAX = 64 * 1024
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SPARES = 8  # calls that can be under way on a full disk
+SPARE_BYTES = 4096
 INTERRUPTED = "Tool execution was interrupted by a crash. Please retry."  # spec: observed text
 
 
@@ -53,6 +60,23 @@ class Journal:
         if os.path.exists(self._epoch_file):
             with open(self._epoch_file) as file:
                 self._epoch = int(file.read() or "-1")
+        self._spares = [name for name in map(self._spare, range(SPARES)) if os.path.exists(name)]
+        self._make_ahead()
+
+    def _make_ahead(self) -> None:
+        """Take the room that a full disk would not give; on one that is full already there is less of it."""
+        try:
+            self._store_epoch(self._epoch)
+            for name in map(self._spare, range(SPARES)):
+                if name not in self._spares:
+                    self._write_new(name, bytes(SPARE_BYTES))
+                    self._spares.append(name)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _spare(self, number: int) -> str:
+        return os.path.join(self._directory, f"spare-{number}")
 
     @property
     def epoch(self) -> int:
@@ -60,8 +84,16 @@ class Journal:
 
     def raise_epoch(self, epoch: int) -> None:
         """Remember a higher epoch."""
-        self._write(self._epoch_file, str(epoch).encode())
+        self._store_epoch(epoch)
         self._epoch = epoch
+
+    def _store_epoch(self, epoch: int) -> None:
+        # In place, which takes no room: so few bytes are written at once or not at all.
+        fd = os.open(self._epoch_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, b"%020d" % epoch)
+        finally:
+            os.close(fd)
 
     @property
     def full(self) -> bool:
@@ -71,14 +103,25 @@ class Journal:
         return os.path.join(self._directory, hashlib.sha256(tool_use_id.encode()).hexdigest()[:40] + ".call")
 
     def _write(self, path: str, data: bytes) -> None:
-        partial = path + ".part"
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-        finally:
-            os.close(fd)
+            self._write_new(path, data)
+        except OSError as error:
+            if error.errno not in FULL or len(data) > SPARE_BYTES or not self._spares:
+                raise
+            # Its blocks are there already, and what is behind the data goes before anybody reads it.
+            spare = self._spares[-1]
+            _fill(spare, data, os.O_WRONLY)
+            os.rename(spare, path)
+            self._spares.pop()
+
+    def _write_new(self, path: str, data: bytes) -> None:
+        partial = path + ".part"
+        try:
+            _fill(partial, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        except OSError:
+            if os.path.exists(partial):
+                os.unlink(partial)
+            raise
         os.rename(partial, path)
 
     def load(self) -> Iterator[str]:
@@ -106,7 +149,7 @@ class Journal:
         head = {"tool_use_id": tool_use_id, "state": "done", **outcome.header()}
         self._sizes[tool_use_id] = len(outcome.content)
         try:
-            self._write(self._path(tool_use_id), json.dumps(head).encode() + b"\n" + outcome.content)
+            self._write_new(self._path(tool_use_id), json.dumps(head).encode() + b"\n" + outcome.content)
         except OSError:
             # The disk is full or broken: memory must do, the answer matters more than the bound on it.
             self._small[tool_use_id] = outcome
@@ -125,7 +168,26 @@ class Journal:
         """Drop an acknowledged outcome."""
         self._small.pop(tool_use_id, None)
         self._sizes.pop(tool_use_id, None)
+        missing = [name for name in map(self._spare, range(SPARES)) if name not in self._spares]
         try:
-            os.unlink(self._path(tool_use_id))
+            if not missing:
+                os.unlink(self._path(tool_use_id))
+                return
+            # Given back where it was taken from: once unlinked, its room is anybody's.
+            os.truncate(self._path(tool_use_id), min(SPARE_BYTES, os.path.getsize(self._path(tool_use_id))))
+            os.rename(self._path(tool_use_id), missing[0])
+            self._spares.append(missing[0])
         except FileNotFoundError:
             return
+
+
+def _fill(path: str, data: bytes, flags: int) -> None:
+    """Write the whole of a file."""
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
