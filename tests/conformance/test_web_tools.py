@@ -1,12 +1,23 @@
 """The web tools in sessions: their events, settings, costs, and what is kept of large pages."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+import httpx
+import orjson
 import pytest
 from anthropic import BadRequestError
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
 
+from managed_agents.harness.tools.model_search import TOOL
 from managed_agents.scripted_model import text, tool_use
+from tests.integration.web_tools.test_search import SearchingModel
+from tests.support.server import listening
 from tests.support.stack import TOOLSET, Stack, Variant, stack
 from tests.support.watch import Watch
 from tests.support.websites import website
@@ -78,6 +89,49 @@ async def test_a_search_with_the_model_is_not_made_beyond_the_budget(server: Sta
         assert (result.is_error, result.content[0].text) == (True, "unavailable: the session's budget is used up")
         assert watch.logged[-1].stop_reason.type == "budget_reached"
         assert searching.recorder.total == before + 1
+
+
+@asynccontextmanager
+async def searching_before(base_url: str) -> AsyncIterator[str]:
+    """The endpoint with a web search of its own: the scripted model has none."""
+    search = SearchingModel()
+    another = anyio.Event()
+    begun = 0
+
+    async def answer(request: HttpRequest) -> Response:
+        nonlocal begun
+        body = await request.body()
+        if any(tool.get("type") == TOOL for tool in orjson.loads(body or b"{}").get("tools") or []):
+            begun += 1
+            if begun > 1:
+                another.set()
+            with anyio.move_on_after(0.5):  # for one that should not come
+                await another.wait()
+            return await search.answer(request)
+        async with httpx.AsyncClient(base_url=base_url, timeout=30.0) as client:
+            headers = {name: value for name, value in request.headers.items() if name not in ("host", "content-length")}
+            passed = await client.request(request.method, request.url.path, content=body, headers=headers)
+        return Response(passed.content, passed.status_code, media_type=passed.headers["content-type"])
+
+    async with listening(Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])) as url:
+        yield url
+
+
+@pytest.mark.requirement("SES-170")
+async def test_searches_with_the_model_side_by_side_begin_only_on_what_those_before_left(
+    server: Stack, postgres_url: str, template: str
+) -> None:
+    variant = Variant(settings={"web_search": "messages-api"}, before_model=searching_before)
+    async with stack(postgres_url, template, variant=variant) as searching:
+        replies = [[tool_use("web_search", query=query) for query in ("one", "two", "three")], "never"]
+        budget = {"type": "limit", "max_list_cost": {"amount": "2", "currency": "USD"}}  # which is what a search costs
+        session = await searching.session(replies, tools=TOOLSET, budget=budget)
+        watch = await searching.turn(session)
+        refused = "unavailable: the session's budget is used up"
+        said = {result.tool_use_id: result.content for result in results(watch)}
+        uses = [event.id for event in watch.logged if event.type == "agent.tool_use"]
+        assert [said[use][0].type == "text" and said[use][0].text == refused for use in uses] == [False, True, True]
+        assert watch.logged[-1].stop_reason.type == "budget_reached"
 
 
 @pytest.mark.requirement("WEB-107")

@@ -110,6 +110,10 @@ class ToolRun:
         self._stored += stored
 
     async def _run_call(self, call: ToolCall, is_last: Callable[[], bool]) -> None:
+        async with self._web.spending(call):
+            await self._run_and_log(call, is_last)
+
+    async def _run_and_log(self, call: ToolCall, is_last: Callable[[], bool]) -> None:
         if call.refused is not None:
             outcome, usage = Outcome([{"type": "text", "text": call.refused}], is_error=True), None
         else:

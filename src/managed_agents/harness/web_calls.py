@@ -2,8 +2,12 @@
 large outputs kept in its sandbox.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
+
+import anyio
 
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import read
@@ -30,7 +34,20 @@ class WebCalls:
         self._agent = agent
         self._hands = hands
         limited = web.follow_networking and claim.networking["type"] == "limited"
+        self._spending = anyio.Lock()
         self._bounds: Json = {"allowed_hosts": claim.networking.get("allowed_hosts", [])} if limited else {}
+
+    @asynccontextmanager
+    async def spending(self, call: ToolCall) -> AsyncGenerator[None]:
+        """For a call and the append of its result: under a budget what asks a model goes one at a time, each on what is left.
+
+        Else calls that run side by side would all begin on the same last cent.
+        """
+        if call.name != "web_search" or not self._web.asks_model or await self._left() is None:
+            yield
+            return
+        async with self._spending:
+            yield
 
     async def run(self, call: ToolCall) -> tuple[Outcome, SpanUsage | None]:
         """Run `call`; also what it cost by itself."""
@@ -48,9 +65,12 @@ class WebCalls:
         return {**block, "text": large_output.preview(block["text"], path if kept else None)}
 
     async def _at_cap(self) -> bool:
-        async with self._db.autocommit() as tx:
-            dollars = await budget.left(tx, self._claim.session_id)
+        dollars = await self._left()
         return dollars is not None and dollars <= 0
+
+    async def _left(self) -> Decimal | None:
+        async with self._db.autocommit() as tx:
+            return await budget.left(tx, self._claim.session_id)
 
     async def _seen(self, sources: Json) -> set[str]:
         """URLs that the conversation has shown the model, from the log: what was compacted away counts too."""

@@ -37,6 +37,11 @@ class WebTools:
         """Tools that cannot be run here, and why."""
         return {} if self.search is not None else {"web_search": NO_PROVIDER}
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether a search is a model request, with its cost."""
+        return self.search is not None and self.search.asks_model
+
     async def run(
         self, call: ToolCall, config: Json, agent: Mapping[str, Any], seen: SeenUrls, at_cap: AtCap
     ) -> tuple[Outcome, SpanUsage | None]:
