@@ -14,7 +14,7 @@ is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECON
 import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -110,7 +110,7 @@ def http_client(endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext
 class _Pool:
     http: httpx2.AsyncClient
     client: SealedAnthropic
-    headers: Mapping[str, str]
+    headers: httpx2.Headers
     streams: int = 0
 
 
@@ -141,7 +141,9 @@ class AnthropicModelClient:
         client = SealedAnthropic(self._endpoint, http)
         headers = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
         own = {"content-type": "application/json", "accept": "text/event-stream"}
-        return _Pool(http, client, {name: value for name, value in headers.items() if name.lower() not in own} | own)
+        headers = {name: value for name, value in headers.items() if name.lower() not in own} | own
+        # As UTF-8, like the SDK: a key with other characters than ASCII is the endpoint's to refuse.
+        return _Pool(http, client, httpx2.Headers(headers, encoding="utf-8"))
 
     def _pool(self) -> "_Pool":
         """Return the first pool with room, so that few streams share few warm connections."""
@@ -180,8 +182,11 @@ class AnthropicModelClient:
             content = orjson.dumps({**request.body, "stream": True})
         except TypeError as error:
             raise BadRequest(f"The request cannot be encoded: {error}") from error
-        headers = {**pool.headers, "anthropic-beta": ",".join(request.betas)} if request.betas else pool.headers
         try:
+            headers = pool.headers
+            if request.betas:
+                headers = headers.copy()
+                headers["anthropic-beta"] = ",".join(request.betas)
             response = await pool.http.send(
                 pool.http.build_request("POST", self._url, content=content, headers=headers), stream=True
             )
@@ -191,6 +196,11 @@ class AnthropicModelClient:
             raise Stalled("The model endpoint did not answer in time") from error
         except httpx2.HTTPError as error:
             raise Cut(redacted(f"No connection to the model endpoint: {error}", self._secret)) from error
+        except Exception as error:
+            # The boundary to the libraries below, which let through what they did not foresee (an ExceptionGroup for a port that
+            # cannot be). No failure of one endpoint may end the worker's run of the session as a bug would.
+            message = f"No request to the model endpoint: {type(error).__name__}: {error}"
+            raise Cut(redacted(message, self._secret)) from error
         content_type = response.headers.get("content-type", "")
         if response.is_success and content_type.startswith("text/event-stream"):
             return response

@@ -8,8 +8,9 @@ at this very server would make it call itself.
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+import httpx2
 from anthropic.lib.credentials._constants import DEFAULT_BASE_URL
 from pydantic import SecretStr
 
@@ -31,12 +32,12 @@ class Endpoint:
 def resolve_endpoint(settings: Settings, environ: Mapping[str, str]) -> Endpoint | None:
     """Return the effective endpoint, or None when neither MODEL_BASE_URL nor ANTHROPIC_API_KEY is set.
 
-    Raises: ValueError when MODEL_BASE_URL is not an http(s) URL.
+    Raises: ValueError when MODEL_BASE_URL is not an http(s) URL that a request can go to.
     """
     key = environ.get("ANTHROPIC_API_KEY", "").strip()
     if settings.model_base_url:
         base_url = settings.model_base_url.strip().rstrip("/")
-        parts = urlsplit(base_url)
+        parts = _split(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("MODEL_BASE_URL is not an http or https URL")
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -51,6 +52,22 @@ def resolve_endpoint(settings: Settings, environ: Mapping[str, str]) -> Endpoint
     if key:
         return Endpoint(base_url=DEFAULT_BASE_URL, api_key=SecretStr(key), is_real_api=True, is_loopback=False)
     return None
+
+
+def _split(base_url: str) -> SplitResult:
+    """The URL's parts. Raises: ValueError when no request can go there, which would cost every one of them its retries."""
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError:  # a port beyond 65535 or of no digits, a broken IPv6 address
+        raise ValueError("MODEL_BASE_URL has an impossible port or address") from None
+    if port == 0:
+        raise ValueError("MODEL_BASE_URL has port 0, to which nothing can connect")
+    try:
+        httpx2.URL(base_url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"MODEL_BASE_URL is not a URL: {error}") from None
+    return parts
 
 
 def is_loopback_host(host: str) -> bool:

@@ -48,7 +48,21 @@ def test_our_setting_wins_and_finds_a_key(own: str | None, environ: dict[str, st
     assert key not in repr(endpoint) or key == "k"
 
 
-@pytest.mark.parametrize("url", ["localhost:9", "ftp://x", "http://user:pw@x", "http://", "http://x?key=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:9",
+        "ftp://x",
+        "http://user:pw@x",
+        "http://",
+        "http://x?key=1",
+        "http://x:99999",
+        "http://x:0",
+        "http://x:y",
+        "http://[::1",
+        "http://\u2603..com",
+    ],
+)
 def test_a_base_url_that_cannot_be_one_is_an_error(url: str) -> None:
     with pytest.raises(ValueError, match="MODEL_BASE_URL"):
         resolve_endpoint(settings(model_base_url=url), {})
