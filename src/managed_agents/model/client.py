@@ -194,6 +194,9 @@ class AnthropicModelClient:
             raise Cut("No connection to the model endpoint in time") from error
         except httpx2.TimeoutException as error:
             raise Stalled("The model endpoint did not answer in time") from error
+        except httpx2.LocalProtocolError:
+            # Its text shows the header in question as escaped bytes: the key, in a form in which it is not found and taken out.
+            raise Cut("The request to the model endpoint cannot be written as HTTP: a header is invalid") from None
         except httpx2.HTTPError as error:
             raise Cut(redacted(f"No connection to the model endpoint: {error}", self._secret)) from error
         except Exception as error:
@@ -286,6 +289,8 @@ class _Reading:
                 yield chunk
         except httpx2.ReadTimeout as error:
             raise Stalled("The response fell silent", request_id=self._request_id) from error
+        except httpx2.LocalProtocolError:  # its text is not shown, see `_open`
+            raise Cut("The connection broke inside the response", request_id=self._request_id) from None
         except (httpx2.TransportError, httpx2.StreamError) as error:
             message = redacted(f"The connection broke inside the response: {error}", self._secret)
             raise Cut(message, request_id=self._request_id) from error

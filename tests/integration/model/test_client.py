@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -324,6 +325,19 @@ async def test_a_key_beyond_ascii_goes_out_as_utf_8_and_is_the_endpoints_to_refu
     assert type(failed) is Auth
     assert "sk-sch\u00f6n".encode() in received[0]
     assert b"beta-1,beta-2" in received[0]
+
+
+async def test_a_header_that_cannot_be_written_is_not_shown() -> None:
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+
+    async with serving(handle) as base_url:
+        client = AnthropicModelClient(Endpoint(base_url, SecretStr(f"{KEY}\n"), False, True))
+        failed = await failure_of(client, ask("hi"))
+        await client.aclose()
+    assert type(failed) is Cut
+    assert KEY not in "".join(traceback.format_exception(failed))
 
 
 async def test_hundreds_of_streams_at_once(client: AnthropicModelClient) -> None:
