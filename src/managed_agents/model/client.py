@@ -7,8 +7,9 @@ again here: retrying is visible to users and therefore the harness's job. Endpoi
 only; no environment variable of the SDK has a say.
 
 Cancellation closes the connection at once, which is how the upstream learns to stop generating. Every wait
-is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECONDS`, the whole response by
-`MODEL_REQUEST_SECONDS` (looked at whenever bytes arrive, so exceeded by one silence at most).
+is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence and the whole body of an error by
+`MODEL_STALL_SECONDS`, the whole response by `MODEL_REQUEST_SECONDS` (in a stream looked at whenever bytes
+arrive, so exceeded by one silence at most).
 """
 
 import logging
@@ -162,7 +163,7 @@ class AnthropicModelClient:
         pool = self._pool()
         pool.streams += 1
         try:
-            response = await self._open(pool, request)
+            response = await self._open(pool, request, deadline)
             chunks = response.aiter_bytes()
             reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
             try:
@@ -177,7 +178,7 @@ class AnthropicModelClient:
         finally:
             pool.streams -= 1
 
-    async def _open(self, pool: "_Pool", request: ModelRequest) -> httpx2.Response:
+    async def _open(self, pool: "_Pool", request: ModelRequest, deadline: float) -> httpx2.Response:
         try:
             content = orjson.dumps({**request.body, "stream": True})
         except TypeError as error:
@@ -187,12 +188,12 @@ class AnthropicModelClient:
             if request.betas:
                 headers = headers.copy()
                 headers["anthropic-beta"] = ",".join(request.betas)
-            response = await pool.http.send(
-                pool.http.build_request("POST", self._url, content=content, headers=headers), stream=True
-            )
+            built = pool.http.build_request("POST", self._url, content=content, headers=headers)
+            with anyio.fail_after(deadline - time.monotonic()):  # a head that comes byte by byte is no silence
+                response = await pool.http.send(built, stream=True)
         except (httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise Cut("No connection to the model endpoint in time") from error
-        except httpx2.TimeoutException as error:
+        except (httpx2.TimeoutException, TimeoutError) as error:
             raise Stalled("The model endpoint did not answer in time") from error
         except httpx2.LocalProtocolError:
             # Its text shows the header in question as escaped bytes: the key, in a form in which it is not found and taken out.
@@ -209,21 +210,23 @@ class AnthropicModelClient:
             return response
         try:
             if not response.is_success:
-                raise await self._refusal(response)
+                raise await self._refusal(response, deadline)
             shown = content_type[:100] or "no content type"
             raise ServerFailed(f"The model endpoint answered a stream request with {shown}")
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
                 await response.aclose()
 
-    async def _refusal(self, response: httpx2.Response) -> ModelError:
+    async def _refusal(self, response: httpx2.Response, deadline: float) -> ModelError:
         """Translate an answer that is no success. No key survives in the message."""
         read = bytearray()
+        seconds = min(self._deadlines.stall_seconds, deadline - time.monotonic())
         try:
-            async for chunk in response.aiter_bytes():
-                read += chunk
-                if len(read) > ERROR_BYTES_MAX:
-                    break
+            with anyio.move_on_after(seconds):  # the whole body: one that trickles is no silence
+                async for chunk in response.aiter_bytes():
+                    read += chunk
+                    if len(read) > ERROR_BYTES_MAX:
+                        break
         except httpx2.HTTPError as error:
             logger.info("body of status %d of the model endpoint not read: %s", response.status_code, type(error).__name__)
         try:

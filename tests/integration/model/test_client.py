@@ -340,6 +340,40 @@ async def test_a_header_that_cannot_be_written_is_not_shown() -> None:
     assert KEY not in "".join(traceback.format_exception(failed))
 
 
+ENDLESS = b"HTTP/1.1 529 Busy\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "deadlines", "error"),
+    [
+        (ENDLESS, Deadlines(stall_seconds=1.0), Overloaded),
+        (ENDLESS, Deadlines(request_seconds=1.0), Overloaded),
+        (b"HTTP/1.1 200 OK\r\nx-endless: ", Deadlines(request_seconds=0.5), Stalled),
+    ],
+    ids=["body by stall", "body by request", "head by request"],
+)
+async def test_what_trickles_for_ever_is_read_for_so_long_only(
+    begun: bytes, deadlines: Deadlines, error: type[ModelError]
+) -> None:
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(begun)
+            try:
+                while True:
+                    await stream.send(b" ")
+                    await anyio.sleep(0.02)
+            except anyio.BrokenResourceError:
+                return  # how the client's end is heard
+
+    async with serving(handle) as base_url:
+        client = AnthropicModelClient(Endpoint(base_url, SecretStr(KEY), False, True), deadlines=deadlines)
+        failed = await failure_of(client, ask("hi"))
+        await client.aclose()
+    assert type(failed) is error
+    assert failed.status == (529 if error is Overloaded else None)
+
+
 async def test_hundreds_of_streams_at_once(client: AnthropicModelClient) -> None:
     finished: list[ModelEvent] = []
 
