@@ -2,8 +2,6 @@
 
 import pytest
 
-from managed_agents.eventlog import append as log
-from managed_agents.eventlog import events as ev
 from managed_agents.harness.loop import SessionRunner
 from managed_agents.scripted_model import tool_use
 from tests.support.stack import TOOLSET, Gate, Stack
@@ -39,21 +37,17 @@ async def test_a_message_that_no_hint_told_of_is_in_the_very_next_request(
     assert [block["type"] for block in last["content"]] == ["tool_result", "text"]
 
 
-async def test_what_somebody_else_wrote_between_is_read_and_the_result_is_there_once(server: Stack, held: Gate) -> None:
-    session = await server.session([[tool_use("bash", command=held.command)], "done"], tools=TOOLSET)
+async def test_what_the_api_wrote_meanwhile_comes_before_the_result(server: Stack, held: Gate) -> None:
+    replies = [[tool_use("bash", command=held.command)], [tool_use("bash", command="echo more")], "done"]
+    session = await server.session(replies, tools=TOOLSET)
     async with server.watching(session) as watch:
         await server.say(session, "go")
         await held.started()
-        async with server.db.transaction() as tx:
-            head = await log.lock(tx, session.id)
-            assert head is not None
-            head.append([ev.session_error(head.primary_thread_id, "unknown_error", "beside", "retrying")])
-            await log.write(tx, [head])
+        await server.client.beta.sessions.update(session.id, title="as it goes")
         held.open()
         await watch.idle()
-    # The request was announced and never sent: who takes the session up again closes it.
-    cut = ["agent.tool_result", "span.model_request_start", "span.model_request_end"]
-    logged = [event.type for event in await server.history(session)]
-    assert logged == [*TURN, "session.error", *cut, *ANSWER, *END]
-    assert len(server.requests(session)) == 2
-    assert [result.text for result in server.requests(session)[-1].tool_results] == ["through\n"]
+    again = ["agent.tool_result", "span.model_request_start", "agent.tool_use", "span.model_request_end"]
+    assert watch.types == [*TURN, "session.updated", *again, "agent.tool_result", *ANSWER, *END]
+    shown = [[result.text for result in request.tool_results] for request in server.requests(session)]
+    assert shown == [[], ["through\n"], ["more\n"]]
+    assert [event.to_dict() for event in await server.history(session)] == [event.to_dict() for event in watch.logged]

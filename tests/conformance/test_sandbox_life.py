@@ -321,7 +321,7 @@ async def test_who_wants_a_sandbox_waits_while_it_is_stopped(server: Stack) -> N
         await watch.until("agent.tool_use")
         await (await server.backend.attach(current.sandbox_id)).stop()
         async with server.db.transaction() as tx:
-            await bindings.settle(tx, current.sandbox_id, "stopped")
+            await bindings.set_stopped(tx, current.sandbox_id)
         await watch.idle()
     assert [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"] == [FOUND]
 

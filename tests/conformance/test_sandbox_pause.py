@@ -1,18 +1,26 @@
 """A sandbox at rest: first its processes are frozen, later it is stopped; a call finds it as it was."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
+import anyio
 import pytest
 from sqlalchemy import text
 
-from managed_agents.harness import hands
-from managed_agents.resources.sessions import bindings
+from managed_agents.reconcilers import sandbox_collector
+from managed_agents.sandbox import client
+from managed_agents.sandbox.backend import Sandbox
 from managed_agents.sandbox.docker import DockerBackend
 from tests.conformance.test_sandbox_life import FILL, FOUND, LOOK, collector, result, rows, session_with, snapshot_of, unowned
 from tests.support.stack import Stack, stack
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
+_WAITS = text(
+    "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+    "AND query LIKE 'UPDATE sandboxes%')"
+)
 LEFT = "(while :; do echo . >> ticks; sleep 0.02; done) & until [ -s ticks ]; do sleep 0.02; done"
 GROWS = "before=$(wc -c < ticks); until [ $(wc -c < ticks) -gt $before ]; do sleep 0.02; done; echo grows"
 
@@ -32,7 +40,7 @@ async def state(server: Stack, session: object) -> tuple[str, bool, bool]:
 
 
 async def pause(server: Stack) -> None:
-    await collector(server, pause_seconds=0.0, idle_seconds=300.0).look()
+    await collector(server, pause_seconds=0.0).pause_resting()
 
 
 @pytest.mark.requirement("ENV-037")
@@ -60,45 +68,86 @@ async def test_one_that_is_not_used_for_longer_is_snapshotted_and_stopped(contai
     assert await result(contained, session) == FOUND
 
 
-async def test_one_that_was_taken_while_it_was_paused_goes_on(contained: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whoever_wants_one_that_is_being_paused_waits_and_has_it(contained: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await session_with(contained, FILL, LOOK)
     await result(contained, session)
     await unowned(contained, session)
     (row,) = await rows(contained, session)
-    async with contained.db.transaction() as tx:
-        await tx.execute(text("UPDATE sandboxes SET last_used_at = now() - interval '1 hour' WHERE id = :id"), {"id": row.id})
     paused = DockerBackend.pause
-    taken: list[str] = []
 
-    async def late(backend: DockerBackend, id: str) -> None:  # noqa: A002
-        if id == row.id:
-            taken.append(id)
-            async with contained.db.transaction() as tx:
-                assert not await bindings.take(tx, id, force=False)  # whoever wants it waits
-                assert await bindings.take(tx, id, force=True)
+    async def waited_for() -> bool:
+        async with contained.db.autocommit() as tx:
+            return (await tx.execute(_WAITS)).scalar_one()
+
+    async def slowly(backend: DockerBackend, id: str) -> None:  # noqa: A002
         await paused(backend, id)
+        if id == row.id:
+            await contained.say(session, "go")
+            await until(waited_for)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(DockerBackend, "pause", late)
-        await collector(contained, pause_seconds=1800.0, idle_seconds=7200.0).look()
-    assert taken
+    monkeypatch.setattr(DockerBackend, "pause", slowly)
+    async with contained.watching(session) as watch:
+        await pause(contained)
+        await watch.idle()
+    assert [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"] == [FOUND]
     assert await state(contained, session) == ("live", True, False)
-    assert await result(contained, session) == FOUND
 
 
-async def test_one_whose_pauser_died_is_taken_after_a_while(contained: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hands, "STOPPING_SECONDS_MAX", 0.3)
+async def test_one_whose_pauser_died_is_there(contained: Stack) -> None:
     session = await session_with(contained, FILL, LOOK)
     await result(contained, session)
     await unowned(contained, session)
-    async with contained.db.transaction() as tx:
-        current = await bindings.current(tx, session.id)
-        assert current is not None
-        assert await bindings.begin_stop(tx, current)
-    await contained.backend.pause(current.sandbox_id)
-    assert await state(contained, session) == ("stopping", True, True)
+    (row,) = await rows(contained, session)
+    await contained.backend.pause(row.id)  # and no more
+    assert await state(contained, session) == ("live", True, True)
     assert await result(contained, session) == FOUND
     assert await state(contained, session) == ("live", True, False)
+
+
+async def test_a_pause_that_takes_too_long_is_undone(contained: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_collector, "PAUSE_SECONDS_MAX", 0.5)
+    session = await session_with(contained, FILL, LOOK)
+    await result(contained, session)
+    await unowned(contained, session)
+    (row,) = await rows(contained, session)
+    paused = DockerBackend.pause
+
+    async def slowly(backend: DockerBackend, id: str) -> None:  # noqa: A002
+        await paused(backend, id)
+        if id == row.id:
+            await anyio.sleep_forever()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DockerBackend, "pause", slowly)
+        await pause(contained)
+    assert await state(contained, session) == ("live", True, False)
+    assert await result(contained, session) == FOUND
+
+
+async def test_a_pause_that_comes_in_mid_call_holds_it_up_and_does_not_end_it(
+    contained: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "SILENCE_SECONDS", 6.0)  # one more than a runner needs to say that it works
+    session = await session_with(contained, "touch started; until [ -e go ]; do sleep 0.02; done; echo through")
+    async with contained.watching(session) as watch:
+        await contained.say(session, "go")
+        await watch.until("agent.tool_use")
+        (row,) = await until(lambda: rows_live(contained, session))
+        sandbox = await contained.backend.attach(row.id)
+        await until(lambda: started(sandbox))
+        await contained.backend.pause(row.id)  # by an engine that was slow, when nobody waited for it any more
+        await sandbox.put("/workspace/go", b"", "agent")
+        await watch.idle()
+        await sandbox.aclose()
+    assert [event.content[0].text for event in watch.logged if event.type == "agent.tool_result"] == ["through\n"]
+
+
+async def rows_live(server: Stack, session: object) -> Sequence[Any]:
+    return [row for row in await rows(server, session) if row.state == "live"]
+
+
+async def started(sandbox: Sandbox) -> bool:
+    return any(entry.path == "started" for entry in await sandbox.listing("/workspace"))
 
 
 async def test_one_that_cannot_be_paused_stays_as_it_is(contained: Stack) -> None:
@@ -124,7 +173,7 @@ async def test_a_paused_one_goes_with_its_session(contained: Stack, end: str) ->
         await contained.client.beta.sessions.delete(session.id)
     else:
         await contained.client.beta.sessions.archive(session.id)
-    await pause(contained)
+    await collector(contained, idle_seconds=300.0).look()
     assert [found for found in await contained.backend.list() if found.id == row.id] == []
     async with contained.db.transaction() as tx:
         states = await tx.execute(text("SELECT state FROM sandboxes WHERE id = :id"), {"id": row.id})

@@ -107,7 +107,9 @@ def unix_peers() -> Iterator[str]:
 def collector(server: Stack) -> SandboxCollector:
     """One to which every sandbox at rest is unused for long enough."""
     host = server.settings.effective_host_name
-    return SandboxCollector(server.db, server.backend, server.blobs, host=host, idle_seconds=0, parked_seconds=3600)
+    return SandboxCollector(
+        server.db, server.backend, server.blobs, host=host, pause_seconds=60.0, idle_seconds=0.0, parked_seconds=3600.0
+    )
 
 
 async def rows(server: Stack, query: str, **values: Any) -> list[Any]:

@@ -152,7 +152,7 @@ class World:
             return None
         row.epoch += 1
         row.owner = f"wrk_{row.epoch}"
-        context = Context("sesn_1", row.input_seq, self._due_in(), Transcript())
+        context = Context("sesn_1", row.input_seq, self._due_in(), Transcript)
         context.extend(self.events)
         context.inbox = list(self.inbox)
         worker = Worker(row.owner, row.epoch, context)
@@ -301,7 +301,7 @@ class World:
         assert (state, thread) == (self.row.state, self.row.threads[THREAD]), "the fold of the log is not the row"
         assert all(times == 1 for times in self.executed.values()), "a tool ran twice"
         for worker in self.workers:
-            again = Context("sesn_1", 0, None, Transcript())
+            again = Context("sesn_1", 0, None, Transcript)
             again.extend(self.events[: worker.context.turn.seq])
             assert again.turn == worker.context.turn, "a new owner would decide otherwise"
             assert again.transcript.for_request() == worker.context.transcript.for_request()

@@ -53,7 +53,8 @@ class Rest:
 class Append:
     """One caller's group: guards, events, inbox ids taken up with them, and perhaps the release of the lease.
 
-    `within_budget`: nothing is appended when the session's budget is used up at that very position.
+    `expect_input_seq` and `expect_last_seq` are what the caller decided on: nothing is appended when the session's input or its
+    log has moved. `within_budget`: nor when the session's budget is used up at that very position.
     """
 
     session_id: str
@@ -61,6 +62,7 @@ class Append:
     owner: str
     epoch: int
     expect_input_seq: int | None = None
+    expect_last_seq: int | None = None
     within_budget: bool = False
     taken: Sequence[QueuedEvent] = ()
     rest: Rest | None = None
@@ -87,6 +89,8 @@ class Append:
         if head.epoch != self.epoch or head.owner != self.owner:
             raise log.LeaseLost
         if self.expect_input_seq is not None and head.input_seq != self.expect_input_seq:
+            raise log.NewInput
+        if self.expect_last_seq is not None and head.last_seq != self.expect_last_seq:
             raise log.NewInput
         if self.within_budget and head.at_cap:
             raise log.BudgetReached

@@ -26,7 +26,10 @@ class Transcript(Protocol):
     """The conversation as a fold of the log: what the model gets to see, and when that becomes too much."""
 
     def apply(self, event: StoredEvent) -> None:
-        """Add one event of the thread. Called with every event in order, from the log's beginning or a compaction on."""
+        """Add one event of the thread. Called with every event in order, from the log's beginning or a compaction on.
+
+        `processed_at` is missing in one that is about to be appended.
+        """
         ...
 
     def request(self, brief: Brief) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A session as its owner knows it: the folded turn, the transcript, the inbox. Extended from its cursor, dropped at rest."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from managed_agents.db.engine import Database, Tx
@@ -21,7 +21,8 @@ class Context:
     session_id: str
     input_seq: int
     due_in_seconds: float | None
-    transcript: Transcript
+    new_transcript: Callable[[], Transcript]
+    transcript: Transcript = field(init=False)
     turn: Turn = field(default_factory=Turn)
     inbox: list[QueuedEvent] = field(default_factory=list[QueuedEvent])
     # The budget was used up when last looked at; only new input can change that.
@@ -29,6 +30,9 @@ class Context:
     # Whether the newest input is known: our last append saw none that we do not have, and nobody told of any since it was begun.
     current: bool = False
     hints: int = 0
+
+    def __post_init__(self) -> None:
+        self.transcript = self.new_transcript()
 
     def extend(self, events: Iterable[StoredEvent]) -> None:
         """Take events that follow the cursor, in order."""
@@ -62,6 +66,11 @@ class Context:
             self.begin(rows)
             if len(rows) == READ_ROWS:
                 await self._read_on(tx)
+
+    async def load_again(self, db: Database) -> None:
+        """Forget the fold, and read what the log says."""
+        self.turn, self.transcript, self.current = Turn(), self.new_transcript(), False
+        await self.load(db)
 
     async def follow(self, db: Database, stored: Sequence[StoredEvent]) -> None:
         """Take events this owner has just appended, in any order; what others appended between is read from the table."""

@@ -3,7 +3,8 @@
 Appends are shielded: a cancelled append might still be written, and the result of a call must never be written twice.
 
 What can be had again after a crash may be held, to be committed together with what follows from it at once. It is folded ahead
-of that, on the position that it will have unless somebody else writes between; then the runner starts over from the log.
+of that, on the position that it will have. Where somebody else has written meanwhile it is appended by itself,
+behind that, and the log is read again.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import anyio
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import events as ev
 from managed_agents.eventlog.append import NewInput
-from managed_agents.eventlog.batch import Append, Appender, AppendUncertain, Rest
+from managed_agents.eventlog.batch import Append, Appender, Rest
 from managed_agents.eventlog.events import NewEvent, QueuedEvent, SpanUsage, StoredEvent
 from managed_agents.harness.context import Context
 from managed_agents.harness.lease import Claim
@@ -37,7 +38,7 @@ class Journal:
         # Of the agent's snapshot only tools are ever updated.
         self._agent_name: str = claim.agent["name"]
         self._held: list[NewEvent] = []
-        self._held_at = 0
+        self._held_behind = 0
         self._then: Callable[[], None] | None = None
 
     # Holding
@@ -47,16 +48,29 @@ class Journal:
         """Whether events wait for the next append."""
         return bool(self._held)
 
-    def hold(self, events: Sequence[NewEvent], then: Callable[[], None]) -> None:
+    async def hold(self, events: Sequence[NewEvent], then: Callable[[], None]) -> None:
         """Take events into the context that the next append writes first; `then` is called once they are committed."""
         assert not self._held, "held events are written before others are held"
-        self._held, self._held_at, self._then = list(events), self._context.turn.seq + 1, then
-        self._context.foresee(events)
+        self._held, self._held_behind, self._then = list(events), self._context.turn.seq, then
+        try:
+            self._context.foresee(events)
+        except Exception:
+            # A harness that cannot take them: that is no reason to lose them.
+            await self.flush()
+            raise
 
     async def flush(self) -> None:
         """Write what is held by itself."""
-        if self._held:
+        if not self._held:
+            return
+        try:
             await self.append([])
+        except NewInput:
+            held, then, self._held, self._then = self._held, self._then, [], None
+            await self.append(held)
+            assert then is not None
+            then()
+            await self._context.load_again(self._db)
 
     async def append(
         self,
@@ -70,7 +84,7 @@ class Journal:
         """Append without following: for what is logged beside the loop, and for the last step. What is held comes first.
 
         Raises:
-            AppendUncertain: also when what was held has another position than it was folded at.
+            NewInput: also when something is held and somebody else has written since it was folded.
         """
         held = len(self._held)
         append = Append(
@@ -79,6 +93,7 @@ class Journal:
             self._worker_id,
             self._claim.epoch,
             expect_input_seq=expect_input_seq,
+            expect_last_seq=self._held_behind if held else None,
             within_budget=within_budget,
             taken=taken,
             rest=rest,
@@ -87,16 +102,10 @@ class Journal:
         with anyio.CancelScope(shield=True):
             await self._appender.append(append)
         self._context.committed(append.input_seq, hints)
-        if held:
-            self._committed(append.stored[0].seq)
+        if self._then is not None:
+            then, self._held, self._then = self._then, [], None
+            then()
         return append.stored[held:]
-
-    def _committed(self, seq: int) -> None:
-        then, self._held, self._then = self._then, [], None
-        assert then is not None
-        then()
-        if seq != self._held_at:
-            raise AppendUncertain("somebody else wrote before what was held")
 
     async def log(
         self,

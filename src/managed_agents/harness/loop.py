@@ -79,7 +79,7 @@ class SessionRunner:
         self._agent = self._servable(claim.agent)
         # One that asks for a harness we do not have is only told so.
         self._harness = Guarded(parts.harnesses.get(claim.harness or STANDARD, parts.harnesses[STANDARD]))
-        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds, self._harness.transcript())
+        self._context = Context(claim.session_id, claim.input_seq, claim.due_in_seconds, self._harness.transcript)
         self._brief: Brief | None = None
         self._changes = Changes(parts.db, claim.session_id)
         self._journal = Journal(parts.db, parts.appender, claim, worker_id, self._context)
@@ -131,11 +131,11 @@ class SessionRunner:
             await self._stop("unknown_error", f'This server has no harness "{self.claim.harness}".')
             return
         context = self._context
-        before = (context.turn.seq, context.input_seq, context.at_cap)
+        before = (context.turn.seq, context.input_seq, context.at_cap, self._journal.holds)
         while not await self._step():
             if not self._journal.holds:  # else the next append says whether there is new input
                 await context.refresh(self._parts.db)
-            after = (context.turn.seq, context.input_seq, context.at_cap)
+            after = (context.turn.seq, context.input_seq, context.at_cap, self._journal.holds)
             # A step that changes nothing would be decided for ever.
             assert after != before, f"no progress at event {context.turn.seq}"
             before = after
@@ -148,9 +148,15 @@ class SessionRunner:
     async def _step(self) -> bool:
         """Do one step; says whether the session is at rest."""
         await self._tell_troubles()
-        step = self._decide()
-        if not isinstance(step, steps.RequestModel):
+        try:
+            step = self._decide()
+        except Exception:
+            await self._journal.flush()  # what a harness does not understand is no reason to lose it
+            raise
+        if self._journal.holds and not isinstance(step, (steps.RequestModel, steps.Compact)):
+            # Whatever else there is to do is decided with the result in the log, on the newest input.
             await self._journal.flush()
+            return False
         try:
             return await self._act(step)
         except BudgetReached:
@@ -159,6 +165,7 @@ class SessionRunner:
 
     async def _tell_troubles(self) -> None:
         if troubles := self._hands.repositories.troubles():
+            await self._journal.flush()
             await self._journal.log([trouble.event(self._journal.thread_id) for trouble in troubles])
             await self._hands.repositories.told(troubles)
 

@@ -87,19 +87,19 @@ class ToolRun:
                     await self._changes.next()
                 await self._follow_results()
                 if started == ended:
-                    self._hold_last()
+                    await self._hold_last()
                     return
                 await self._context.refresh(self._db)
                 step = decide()
             group.cancel_scope.cancel()
         # What was cancelled may have been logged all the same.
         await self._follow_results()
-        self._hold_last()
+        await self._hold_last()
 
-    def _hold_last(self) -> None:
+    async def _hold_last(self) -> None:
         if self._last is not None:
             result, then = self._last
-            self._journal.hold([result], then)
+            await self._journal.hold([result], then)
 
     async def _follow_results(self) -> None:
         new, self._stored = self._stored, []

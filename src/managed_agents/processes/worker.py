@@ -145,6 +145,7 @@ async def run(settings: Settings, *, until: Until = until_signalled) -> None:
             group.start_soon(previews.run)
             await group.start(appender.run)
             group.start_soon(_forever, "sandbox collector", collector.look, SANDBOX_LOOK_SECONDS)
+            group.start_soon(_forever, "sandbox pauses", collector.pause_resting, SANDBOX_LOOK_SECONDS)
             group.start_soon(_forever, "sandbox pool", pool.look, PLACE_LOOK_SECONDS)
             for environment_id in plan.pools:
                 prepare = functools.partial(pool.prepare, environment_id)

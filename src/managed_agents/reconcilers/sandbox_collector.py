@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOTS_AT_ONCE = 2
 LOOK_COUNT_MAX = 50
-PAUSE_SECONDS_MAX = 5.0
+PAUSE_SECONDS_MAX = 3.0
+ATTACH_SECONDS_MAX = 90.0
 
 
 class SandboxCollector:
@@ -49,6 +50,8 @@ class SandboxCollector:
         self._idle_seconds = idle_seconds
         self._parked_seconds = parked_seconds
         self._slots = anyio.CapacityLimiter(SNAPSHOTS_AT_ONCE)
+        self._stopping: set[str] = set()
+        self._refused: set[str] = set()  # the engine would not pause them: they are left alone until they are stopped
 
     async def stop_resting(self) -> None:
         """Stop every running sandbox of this host whose session rests, unless another worker lives here.
@@ -64,8 +67,6 @@ class SandboxCollector:
     async def look(self) -> None:
         """Look once. Safe to repeat, and in several processes of the host at once."""
         await self._stop_unused(idle_seconds=self._idle_seconds, snapshot=True)
-        if "pause" in self._backend.capabilities:
-            await self._pause_unused()
         async with self._db.transaction() as tx:
             await bindings.doom(tx, host=self._host, parked_seconds=self._parked_seconds)
             await snapshots.expire(tx)
@@ -85,9 +86,12 @@ class SandboxCollector:
         async with self._db.transaction() as tx:
             return await bindings.known(tx, host=self._host)
 
-    async def _pause_unused(self) -> None:
-        """Pause every sandbox at rest that runs. One that died there is not ours to look after: its time to be stopped comes."""
+    async def pause_resting(self) -> None:
+        """Pause every sandbox at rest that runs. One that died there has its time when it is to be stopped."""
+        if "pause" not in self._backend.capabilities:
+            return
         running = {labelled.id for labelled in await self._backend.list() if labelled.running}
+        self._refused &= running
         behind: Binding | None = None
         while True:
             async with self._db.transaction() as tx:
@@ -98,31 +102,30 @@ class SandboxCollector:
                 return
             behind = unused[-1]
             for binding in unused:
-                if binding.sandbox_id in running:
+                if binding.sandbox_id in running - self._stopping - self._refused:
                     await self._pause(binding)
 
     async def _pause(self, binding: Binding) -> None:
-        # Who wants it waits for this: a worker that ends does not leave it half done.
+        """Under the lock of its row, so that whoever wants the sandbox meanwhile waits, and finds it paused or as it was."""
+        # A worker that ends does not leave it half done. The bound is shorter than what others wait for a lock.
         with anyio.move_on_after(PAUSE_SECONDS_MAX, shield=True) as scope:
-            await self._pause_within(binding)
+            try:
+                async with self._db.transaction() as tx:
+                    if not await bindings.begin_pause(tx, binding):
+                        return
+                    await self._backend.pause(binding.sandbox_id)
+                    await bindings.set_paused(tx, binding.sandbox_id)
+                return
+            except (SandboxError, SQLAlchemyError, OSError) as error:
+                logger.warning("sandbox %s not paused: %s: %s", binding.sandbox_id, type(error).__name__, error)
+                self._refused.add(binding.sandbox_id)
         if scope.cancelled_caught:
             logger.warning("sandbox %s not paused: it took too long", binding.sandbox_id)
-
-    async def _pause_within(self, binding: Binding) -> None:
-        async with self._db.transaction() as tx:
-            if not await bindings.begin_stop(tx, binding):
-                return
-        state: bindings.State = "paused"
+        # The engine may have done it all the same.
         try:
-            await self._backend.pause(binding.sandbox_id)
-        except SandboxError as error:
-            logger.warning("sandbox %s not paused: %s", binding.sandbox_id, error)
-            state = "live"
-        async with self._db.transaction() as tx:
-            settled = await bindings.settle(tx, binding.sandbox_id, state)
-        if not settled:
-            # It took so long that somebody has taken it, or stopped it.
             await self._backend.resume(binding.sandbox_id)
+        except SandboxError as error:
+            logger.warning("sandbox %s perhaps paused: %s", binding.sandbox_id, error)
 
     async def _stop_unused(
         self, *, idle_seconds: float, snapshot: bool, count: int | None = LOOK_COUNT_MAX, places_only: bool = False
@@ -151,6 +154,7 @@ class SandboxCollector:
         async def stop(binding: Binding) -> None:
             try:
                 if binding.state in ("live", "paused") and binding.sandbox_id in running:
+                    self._stopping.add(binding.sandbox_id)
                     done = await self._stop(binding, snapshot=snapshot)
                 else:
                     done = await self._settle(binding)
@@ -158,6 +162,8 @@ class SandboxCollector:
                 logger.warning("sandbox %s not stopped: %s: %s", binding.sandbox_id, type(error).__name__, error)
             else:
                 stopped.extend([binding] if done else [])
+            finally:
+                self._stopping.discard(binding.sandbox_id)
 
         async with anyio.create_task_group() as group:
             for binding in unused:
@@ -167,7 +173,8 @@ class SandboxCollector:
     async def _stop(self, binding: Binding, *, snapshot: bool) -> bool:
         """False when it was used meanwhile. Raises: SandboxError."""
         try:
-            sandbox = await self._backend.attach(binding.sandbox_id)
+            with anyio.fail_after(ATTACH_SECONDS_MAX):
+                sandbox = await self._backend.attach(binding.sandbox_id)
         except SandboxGone:
             return await self._settle(binding)
         if snapshot:
@@ -179,7 +186,7 @@ class SandboxCollector:
                 return False
         await sandbox.stop()
         async with self._db.transaction() as tx:
-            await bindings.settle(tx, binding.sandbox_id, "stopped")
+            await bindings.set_stopped(tx, binding.sandbox_id)
         return True
 
     async def _settle(self, binding: Binding) -> bool:
@@ -193,7 +200,7 @@ class SandboxCollector:
                 return False
         there = await self._backend.halt(binding.sandbox_id)
         async with self._db.transaction() as tx:
-            await bindings.settle(tx, binding.sandbox_id, "stopped" if there else "destroyed")
+            await bindings.set_stopped(tx, binding.sandbox_id, gone=not there)
         logger.info("sandbox %s does not run any more: its place is free", binding.sandbox_id)
         return True
 

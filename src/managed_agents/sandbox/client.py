@@ -40,6 +40,10 @@ class RunnerLost(Exception):
     """The connection failed. Whether the runner lives is another question."""
 
 
+class RunnerSilent(RunnerLost):
+    """Nothing was heard for `SILENCE_SECONDS`: the runner stands still, or cannot be heard."""
+
+
 def error_of(header: frames.Header) -> SandboxError:
     """Turn an error frame into an exception."""
     code, message = str(header.get("code")), str(header.get("message"))
@@ -84,7 +88,9 @@ class Exchange:
         try:
             with anyio.fail_after(SILENCE_SECONDS):
                 await self._stream.send(frames.encode({**header, "v": 1, "stream": self.number}, body))
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise RunnerSilent("the runner does not read") from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise RunnerLost("the runner does not read") from error
 
     async def send(self, header: frames.Header, body: bytes = b"") -> None:
@@ -113,13 +119,14 @@ class Exchange:
                 header_length, body_length = frames.lengths(prefix)
                 header = frames.decode_header(await self._buffered.receive_exactly(header_length))
                 return header, await self._buffered.receive_exactly(body_length) if body_length else b""
+        except TimeoutError as error:
+            raise RunnerSilent("the runner does not answer") from error
         except (
             anyio.EndOfStream,
             anyio.IncompleteRead,
             anyio.BrokenResourceError,
             anyio.ClosedResourceError,
             frames.FrameError,
-            TimeoutError,
         ) as error:
             raise RunnerLost(f"the runner does not answer: {type(error).__name__}") from error
 

@@ -492,6 +492,9 @@ class _ContainerHost:
         if container is None:
             return "the container is gone"
         state: Mapping[str, Any] = container["State"]
+        if state["Paused"]:
+            # Whoever pauses makes sure that nobody uses it; an engine that is slow may do it when that is not true any more.
+            await self._backend.resume(self._id)
         if state["Running"] or state["Status"] == "created":
             return None
         memory = ", out of memory" if state["OOMKilled"] else ""

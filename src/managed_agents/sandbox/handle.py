@@ -12,7 +12,7 @@ import anyio
 
 from managed_agents.sandbox import listing
 from managed_agents.sandbox.backend import Call, FileEntry, Outcome, Owner, SandboxError, SandboxGone, SandboxUnreachable
-from managed_agents.sandbox.client import Exchange, RunnerClient, RunnerLost
+from managed_agents.sandbox.client import SILENCE_SECONDS, Exchange, RunnerClient, RunnerLost, RunnerSilent
 from managed_agents.sandbox.runner import frames
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,11 @@ class RunnerSandbox:
                 async with self._client.exchange(fresh=fresh) as exchange:
                     return await attempt(exchange)
             except RunnerLost as lost:
-                if anyio.current_time() - begun > RECONNECT_SECONDS_MAX:
+                silent = isinstance(lost, RunnerSilent)
+                if anyio.current_time() - begun - silent * SILENCE_SECONDS > RECONNECT_SECONDS_MAX:
                     deadline, pause, fresh = None, 0.0, False  # it was reached in between: another loss
                 deadline = deadline or anyio.current_time() + RECONNECT_SECONDS_MAX
-                await self._judge(lost, ask=fresh, late=anyio.current_time() > deadline)
+                await self._judge(lost, ask=fresh or silent, late=anyio.current_time() > deadline)
             fresh = True
             await anyio.sleep(pause)
             pause = min(max(2 * pause, RECONNECT_FIRST_SECONDS), RECONNECT_STEP_SECONDS_MAX)

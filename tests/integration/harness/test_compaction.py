@@ -281,12 +281,12 @@ async def test_a_new_owner_reads_from_the_checkpoint_and_knows_the_same(server: 
     # As it was at every moment since the checkpoint: the owner that saw everything, and one that comes new.
     brief = Brief(session.agent.to_dict(), rules_of(CONTEXT_TOKENS, 64_000, {}))
     for upto in range(checkpoint, len(log) + 1):
-        cached, cold = (Context(session.id, 0, None, Transcript()) for _ in range(2))
+        cached, cold = (Context(session.id, 0, None, Transcript) for _ in range(2))
         cached.extend(log[:upto])
         cold.begin(log[checkpoint - 1 : upto])
         assert cold.turn == cached.turn
         assert cold.transcript == cached.transcript
         assert cold.transcript.request(brief) == cached.transcript.request(brief)
-    loaded = Context(session.id, 0, None, Transcript())
+    loaded = Context(session.id, 0, None, Transcript)
     await loaded.load(server.db)
     assert (loaded.turn, loaded.transcript) == (cached.turn, cached.transcript)

@@ -10,7 +10,7 @@ from managed_agents.harness.transcript import Transcript
 
 @pytest.fixture
 def context() -> Context:
-    return Context("sesn_1", 5, None, Transcript())
+    return Context("sesn_1", 5, None, Transcript)
 
 
 @pytest.mark.parametrize(

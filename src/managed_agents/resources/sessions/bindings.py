@@ -1,9 +1,10 @@
 """Rows that bind sandboxes to sessions, and the resources to put into them.
 
-States: `provisioning` (never got a call), `live`, `stopping` (the collector has claimed the right to stop or pause it; whoever
-wants it waits), `paused` (its processes are frozen), `stopped` (nothing runs, the disk is kept), `destroyed` (what there is of
-it may go). Race: a session is claimed while its sandbox is being stopped. The stop is claimed by a statement that fails once
-anybody used the sandbox, and using it is a statement that fails while it is being stopped.
+States: `provisioning` (never got a call), `live`, `paused` (its processes are frozen), `stopping` (the collector has claimed
+the right to stop it; whoever wants it waits), `stopped` (nothing runs, the disk is kept), `destroyed` (what there is of it may
+go). Race: a session is claimed while its sandbox is being stopped. The stop is claimed by a statement that fails once anybody
+used the sandbox, and using it is a statement that fails while it is being stopped. A pause takes milliseconds, and is made
+under the row's lock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,7 +122,13 @@ _STOPPING = text("""
     UPDATE sandboxes b SET state = 'stopping' WHERE id = :id AND state = :state AND last_used_at = :seen
       AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
 """)
-_SETTLED = text("UPDATE sandboxes SET state = :state WHERE id = :id AND state = 'stopping'")
+_STOPPED = text("UPDATE sandboxes SET state = :state WHERE id = :id AND state = 'stopping'")
+_TO_PAUSE = text("""
+    SELECT 1 FROM sandboxes b WHERE id = :id AND state = 'live' AND last_used_at = :seen
+      AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = b.session_id AND s.owner IS NULL AND s.status <> 'running')
+    FOR UPDATE OF b SKIP LOCKED
+""")
+_PAUSED = text("UPDATE sandboxes SET state = 'paused' WHERE id = :id")
 _DOOM = text("""
     UPDATE sandboxes b SET state = 'destroyed'
     WHERE host = :host AND state <> 'destroyed'
@@ -248,14 +255,24 @@ async def unused(
 
 
 async def begin_stop(tx: Tx, binding: Binding) -> bool:
-    """Claim the right to stop or pause a sandbox; False when used since `binding` was read, or when its session has an owner."""
+    """Claim the right to stop a sandbox; False when it was used since `binding` was read, or its session has an owner."""
     values = {"id": binding.sandbox_id, "seen": binding.last_used_at, "state": binding.state}
     return (await tx.execute(_STOPPING, values)).rowcount == 1
 
 
-async def settle(tx: Tx, sandbox_id: str, state: State) -> bool:
-    """Record what became of a sandbox that was `stopping`; False when it was taken or settled meanwhile."""
-    return (await tx.execute(_SETTLED, {"id": sandbox_id, "state": state})).rowcount == 1
+async def set_stopped(tx: Tx, sandbox_id: str, *, gone: bool = False) -> None:
+    """Record that a sandbox that was `stopping` has stopped; `gone`: nothing of it is left."""
+    await tx.execute(_STOPPED, {"id": sandbox_id, "state": "destroyed" if gone else "stopped"})
+
+
+async def begin_pause(tx: Tx, binding: Binding) -> bool:
+    """Keep everybody from a sandbox until `tx` ends; False when it was used since `binding` was read, or its session is owned."""
+    return (await tx.execute(_TO_PAUSE, {"id": binding.sandbox_id, "seen": binding.last_used_at})).one_or_none() is not None
+
+
+async def set_paused(tx: Tx, sandbox_id: str) -> None:
+    """Record that a sandbox is paused."""
+    await tx.execute(_PAUSED, {"id": sandbox_id})
 
 
 async def doom(tx: Tx, *, host: str, parked_seconds: float) -> None:
