@@ -58,10 +58,10 @@ async def _registered(database_url: str, worker_id: str, former: str | None, *, 
     """The connection that keeps the worker's lock. One that is lost on the way leaves nothing that counts as alive."""
     connection = await connect(database_url)
     try:
-        if former is not None:
-            # We are alive: what we had did not kill us, and must not count as if it had.
-            await _unregister(connection, former)
         with anyio.fail_after(limits.DATABASE_STATEMENT_SECONDS):
+            if former is not None:
+                # We are alive: what we had did not kill us, and must not count as if it had.
+                await _unregister(connection, former)
             await _register(connection, worker_id, host=host, ttl_seconds=ttl_seconds)
     except BaseException:
         connection.terminate()

@@ -7,14 +7,15 @@ again here: retrying is visible to users and therefore the harness's job. Endpoi
 only; no environment variable of the SDK has a say.
 
 Cancellation closes the connection at once, which is how the upstream learns to stop generating. Every wait
-is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence by `MODEL_STALL_SECONDS`, the whole response by
-`MODEL_REQUEST_SECONDS` (looked at whenever bytes arrive, so exceeded by one silence at most).
+is bounded: connecting by `MODEL_CONNECT_SECONDS`, silence and the whole body of an error by
+`MODEL_STALL_SECONDS`, the whole response by `MODEL_REQUEST_SECONDS` (in a stream looked at whenever bytes
+arrive, so exceeded by one silence at most).
 """
 
 import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -110,7 +111,7 @@ def http_client(endpoint: Endpoint, deadlines: Deadlines, verify: ssl.SSLContext
 class _Pool:
     http: httpx2.AsyncClient
     client: SealedAnthropic
-    headers: Mapping[str, str]
+    headers: httpx2.Headers
     streams: int = 0
 
 
@@ -141,7 +142,9 @@ class AnthropicModelClient:
         client = SealedAnthropic(self._endpoint, http)
         headers = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
         own = {"content-type": "application/json", "accept": "text/event-stream"}
-        return _Pool(http, client, {name: value for name, value in headers.items() if name.lower() not in own} | own)
+        headers = {name: value for name, value in headers.items() if name.lower() not in own} | own
+        # As UTF-8, like the SDK: a key with other characters than ASCII is the endpoint's to refuse.
+        return _Pool(http, client, httpx2.Headers(headers, encoding="utf-8"))
 
     def _pool(self) -> "_Pool":
         """Return the first pool with room, so that few streams share few warm connections."""
@@ -160,7 +163,7 @@ class AnthropicModelClient:
         pool = self._pool()
         pool.streams += 1
         try:
-            response = await self._open(pool, request)
+            response = await self._open(pool, request, deadline)
             chunks = response.aiter_bytes()
             reading = _Reading(chunks, response.headers.get("request-id"), deadline, self._secret)
             try:
@@ -175,42 +178,55 @@ class AnthropicModelClient:
         finally:
             pool.streams -= 1
 
-    async def _open(self, pool: "_Pool", request: ModelRequest) -> httpx2.Response:
+    async def _open(self, pool: "_Pool", request: ModelRequest, deadline: float) -> httpx2.Response:
         try:
             content = orjson.dumps({**request.body, "stream": True})
         except TypeError as error:
             raise BadRequest(f"The request cannot be encoded: {error}") from error
-        headers = {**pool.headers, "anthropic-beta": ",".join(request.betas)} if request.betas else pool.headers
         try:
-            response = await pool.http.send(
-                pool.http.build_request("POST", self._url, content=content, headers=headers), stream=True
-            )
+            headers = pool.headers
+            if request.betas:
+                headers = headers.copy()
+                headers["anthropic-beta"] = ",".join(request.betas)
+            built = pool.http.build_request("POST", self._url, content=content, headers=headers)
+            with anyio.fail_after(deadline - time.monotonic()):  # a head that comes byte by byte is no silence
+                response = await pool.http.send(built, stream=True)
         except (httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise Cut("No connection to the model endpoint in time") from error
-        except httpx2.TimeoutException as error:
+        except (httpx2.TimeoutException, TimeoutError) as error:
             raise Stalled("The model endpoint did not answer in time") from error
+        except httpx2.LocalProtocolError:
+            # Its text shows the header in question as escaped bytes: the key, in a form in which it is not found and taken out.
+            raise Cut("The request to the model endpoint cannot be written as HTTP: a header is invalid") from None
         except httpx2.HTTPError as error:
             raise Cut(redacted(f"No connection to the model endpoint: {error}", self._secret)) from error
+        except Exception as error:
+            # The boundary to the libraries below, which let through what they did not foresee (an ExceptionGroup for a port that
+            # cannot be). No failure of one endpoint may end the worker's run of the session as a bug would.
+            message = f"No request to the model endpoint: {type(error).__name__}: {error}"
+            raise Cut(redacted(message, self._secret)) from error
         content_type = response.headers.get("content-type", "")
         if response.is_success and content_type.startswith("text/event-stream"):
             return response
         try:
             if not response.is_success:
-                raise await self._refusal(response)
+                raise await self._refusal(response, deadline)
             shown = content_type[:100] or "no content type"
             raise ServerFailed(f"The model endpoint answered a stream request with {shown}")
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
                 await response.aclose()
 
-    async def _refusal(self, response: httpx2.Response) -> ModelError:
+    async def _refusal(self, response: httpx2.Response, deadline: float) -> ModelError:
         """Translate an answer that is no success. No key survives in the message."""
         read = bytearray()
+        seconds = min(self._deadlines.stall_seconds, deadline - time.monotonic())
         try:
-            async for chunk in response.aiter_bytes():
-                read += chunk
-                if len(read) > ERROR_BYTES_MAX:
-                    break
+            with anyio.move_on_after(seconds):  # the whole body: one that trickles is no silence
+                async for chunk in response.aiter_bytes():
+                    read += chunk
+                    if len(read) > ERROR_BYTES_MAX:
+                        break
         except httpx2.HTTPError as error:
             logger.info("body of status %d of the model endpoint not read: %s", response.status_code, type(error).__name__)
         try:
@@ -276,6 +292,8 @@ class _Reading:
                 yield chunk
         except httpx2.ReadTimeout as error:
             raise Stalled("The response fell silent", request_id=self._request_id) from error
+        except httpx2.LocalProtocolError:  # its text is not shown, see `_open`
+            raise Cut("The connection broke inside the response", request_id=self._request_id) from None
         except (httpx2.TransportError, httpx2.StreamError) as error:
             message = redacted(f"The connection broke inside the response: {error}", self._secret)
             raise Cut(message, request_id=self._request_id) from error

@@ -2,6 +2,9 @@
 
 import socket
 import ssl
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.abc
@@ -253,6 +256,22 @@ async def test_a_refused_connection_is_a_cut(endpoint: Endpoint) -> None:
     await client.aclose()
 
 
+async def test_an_address_that_the_libraries_below_did_not_foresee_is_a_cut() -> None:
+    client = AnthropicModelClient(Endpoint("http://127.0.0.1:99999", SecretStr(KEY), False, True))
+    assert type(await failure_of(client, ask("hi"))) is Cut
+    await client.aclose()
+
+
+@asynccontextmanager
+async def serving(handle: Callable[[anyio.abc.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
+    """A server of one's own; its base URL."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        yield f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
 def raw(status: str, kind: str, body: bytes, length: int | None = None, more: str = "") -> bytes:
     size = len(body) if length is None else length
     return f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{more}content-length: {size}\r\n\r\n".encode() + body
@@ -285,14 +304,74 @@ async def test_other_servers_odd_answers_are_our_errors(number: int) -> None:
             await stream.receive()
             await stream.send(answer)
 
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, handle)
-        client = AnthropicModelClient(Endpoint(f"http://127.0.0.1:{port}", SecretStr(KEY), False, True))
+    async with serving(handle) as base_url:
+        client = AnthropicModelClient(Endpoint(base_url, SecretStr(KEY), False, True))
         assert type(await failure_of(client, ask("hi"))) is error
         await client.aclose()
-        tasks.cancel_scope.cancel()
+
+
+async def test_a_key_beyond_ascii_goes_out_as_utf_8_and_is_the_endpoints_to_refuse() -> None:
+    received: list[bytes] = []
+
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            received.append(await stream.receive())
+            await stream.send(raw("401 No", "application/json", b"{}"))
+
+    async with serving(handle) as base_url:
+        client = AnthropicModelClient(Endpoint(base_url, SecretStr("sk-sch\u00f6n"), False, True))
+        failed = await failure_of(client, ask("hi", "beta-1", "beta-2"))
+        await client.aclose()
+    assert type(failed) is Auth
+    assert "sk-sch\u00f6n".encode() in received[0]
+    assert b"beta-1,beta-2" in received[0]
+
+
+async def test_a_header_that_cannot_be_written_is_not_shown() -> None:
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+
+    async with serving(handle) as base_url:
+        client = AnthropicModelClient(Endpoint(base_url, SecretStr(f"{KEY}\n"), False, True))
+        failed = await failure_of(client, ask("hi"))
+        await client.aclose()
+    assert type(failed) is Cut
+    assert KEY not in "".join(traceback.format_exception(failed))
+
+
+ENDLESS = b"HTTP/1.1 529 Busy\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "deadlines", "error"),
+    [
+        (ENDLESS, Deadlines(stall_seconds=1.0), Overloaded),
+        (ENDLESS, Deadlines(request_seconds=1.0), Overloaded),
+        (b"HTTP/1.1 200 OK\r\nx-endless: ", Deadlines(request_seconds=0.5), Stalled),
+    ],
+    ids=["body by stall", "body by request", "head by request"],
+)
+async def test_what_trickles_for_ever_is_read_for_so_long_only(
+    begun: bytes, deadlines: Deadlines, error: type[ModelError]
+) -> None:
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(begun)
+            try:
+                while True:
+                    await stream.send(b" ")
+                    await anyio.sleep(0.02)
+            except anyio.BrokenResourceError:
+                return  # how the client's end is heard
+
+    async with serving(handle) as base_url:
+        client = AnthropicModelClient(Endpoint(base_url, SecretStr(KEY), False, True), deadlines=deadlines)
+        failed = await failure_of(client, ask("hi"))
+        await client.aclose()
+    assert type(failed) is error
+    assert failed.status == (529 if error is Overloaded else None)
 
 
 async def test_hundreds_of_streams_at_once(client: AnthropicModelClient) -> None:

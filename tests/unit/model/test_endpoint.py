@@ -48,10 +48,48 @@ def test_our_setting_wins_and_finds_a_key(own: str | None, environ: dict[str, st
     assert key not in repr(endpoint) or key == "k"
 
 
-@pytest.mark.parametrize("url", ["localhost:9", "ftp://x", "http://user:pw@x", "http://", "http://x?key=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:9",
+        "ftp://x",
+        "http://user:pw@x",
+        "http://",
+        "http://x?key=1",
+        "http://x:99999",
+        "http://x:0",
+        "http://x:y",
+        "http://[::1",
+        "http://\u2603..com",
+    ],
+)
 def test_a_base_url_that_cannot_be_one_is_an_error(url: str) -> None:
     with pytest.raises(ValueError, match="MODEL_BASE_URL"):
         resolve_endpoint(settings(model_base_url=url), {})
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_white_space_around_a_key_is_no_part_of_it(own: bool) -> None:
+    padded = " \tsk-key\r\n"
+    given = settings(model_base_url="http://x", model_api_key=SecretStr(padded) if own else None)
+    endpoint = resolve_endpoint(given, {} if own else {"ANTHROPIC_API_KEY": padded})
+    assert endpoint is not None
+    assert endpoint.api_key.get_secret_value() == "sk-key"
+
+
+def test_a_key_of_white_space_is_none() -> None:
+    endpoint = resolve_endpoint(settings(model_base_url="http://x", model_api_key=SecretStr("\n")), {"ANTHROPIC_API_KEY": "k"})
+    assert endpoint is not None
+    assert endpoint.api_key.get_secret_value() == "k"
+
+
+@pytest.mark.parametrize("inside", ["\n", "\0", "\x7f", "\u200b", "\udce9"])
+@pytest.mark.parametrize("base_url", ["http://x", None])
+def test_a_key_that_no_header_can_carry_is_an_error_that_does_not_show_it(inside: str, base_url: str | None) -> None:
+    with pytest.raises(ValueError, match="MODEL_API_KEY or ANTHROPIC_API_KEY has") as caught:
+        resolve_endpoint(settings(model_base_url=base_url), {"ANTHROPIC_API_KEY": f"sk-one{inside}two"})
+    assert "sk-one" not in str(caught.value)
+    assert "two" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
