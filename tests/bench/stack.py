@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
+
+from managed_agents.core.settings import Settings
 from managed_agents.db import embedded
+from managed_agents.sandbox.docker import DockerBackend, installation_of
+from tests.support.sandboxes import nothing_known
 
 START_SECONDS_MAX = 90.0
 STOP_SECONDS_MAX = 40.0
@@ -82,6 +87,17 @@ def running(data_dir: Path) -> Iterator[Stack]:
             # The directory is removed next, and after a million events the last checkpoint takes a while.
             postgres.release()
             postgres.wait_stopped()
+            anyio.run(_remove_sandboxes, data_dir)
+
+
+async def _remove_sandboxes(data_dir: Path) -> None:
+    """The server stops them and keeps them for its next start, which there is none of."""
+    run_dir = Settings(data_dir=data_dir).effective_run_dir
+    backend = DockerBackend(installation=installation_of(data_dir), data_dir=data_dir, run_dir=run_dir)
+    try:
+        await backend.collect_orphans(nothing_known)
+    finally:
+        await backend.aclose()
 
 
 def _wait_ready(process: "subprocess.Popen[bytes]", data_dir: Path) -> dict[str, Any]:
