@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.resources.sessions import bindings
+from tests.conformance.test_sandbox_life import collector
 from tests.support.git_server import GitHost, git, git_host
 from tests.support.repositories import bash, errors, repository_stack, resource, shown
 from tests.support.stack import TOOLSET, Stack
@@ -40,18 +40,10 @@ def search(*tokens: str) -> str:
 
 async def lose(hands: Stack, session: Any) -> None:
     """Have the session's sandbox snapshotted, stopped and destroyed."""
-    collector = SandboxCollector(
-        hands.db,
-        hands.backend,
-        hands.blobs,
-        host=hands.settings.effective_host_name,
-        pause_seconds=60.0,
-        idle_seconds=0.0,
-        parked_seconds=0.0,
-    )
+    mine = collector(hands, parked_seconds=0.0)
 
     async def lost() -> bool:
-        await collector.look()
+        await mine.look()
         async with hands.db.transaction() as tx:
             return await bindings.current(tx, session.id) is None
 

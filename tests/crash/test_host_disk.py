@@ -17,11 +17,11 @@ import pytest
 from anthropic import APIStatusError, AsyncAnthropic
 from sqlalchemy import text as sql
 
-from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.sandbox import disk
 from managed_agents.sandbox.docker import installation_of
 from managed_agents.sandbox.runner.host_disk import LOST
 from managed_agents.scripted_model import Reply, Request, tool_use
+from tests.conformance.test_sandbox_life import collector
 from tests.crash import script
 from tests.crash.conftest import Finished
 from tests.support import cluster as clusters
@@ -102,14 +102,6 @@ def unix_peers() -> Iterator[str]:
                 with socket.socket(fileno=os.dup(int(path.name))) as found:
                     if found.family == socket.AF_UNIX:
                         yield str(found.getpeername())
-
-
-def collector(server: Stack) -> SandboxCollector:
-    """One to which every sandbox at rest is unused for long enough."""
-    host = server.settings.effective_host_name
-    return SandboxCollector(
-        server.db, server.backend, server.blobs, host=host, pause_seconds=60.0, idle_seconds=0.0, parked_seconds=3600.0
-    )
 
 
 async def rows(server: Stack, query: str, **values: Any) -> list[Any]:

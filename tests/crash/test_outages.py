@@ -20,10 +20,10 @@ from sqlalchemy import text as sql
 
 from managed_agents.db.engine import Database
 from managed_agents.harness.hands import CRASHED
-from managed_agents.reconcilers.sandbox_collector import SandboxCollector
 from managed_agents.sandbox import disk
 from managed_agents.sandbox.backend import Sandbox, SandboxError
 from managed_agents.scripted_model import tool_use
+from tests.conformance.test_sandbox_life import collector
 from tests.integration.sandbox.contract import MIB, Bench, new_call, text
 from tests.support import cluster as clusters
 from tests.support.cluster import Model
@@ -194,18 +194,10 @@ async def _outages(server: Stack, engine: Engine) -> None:
 
 
 async def _gone(server: Stack) -> None:
-    collector = SandboxCollector(
-        server.db,
-        server.backend,
-        server.blobs,
-        host=server.settings.effective_host_name,
-        pause_seconds=60.0,
-        idle_seconds=300,
-        parked_seconds=3600,
-    )
+    mine = collector(server, idle_seconds=300.0)
 
     async def empty() -> bool:
-        await collector.look()
+        await mine.look()
         return not await server.backend.list()
 
     await until(empty, seconds=60)
