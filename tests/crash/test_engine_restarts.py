@@ -118,6 +118,14 @@ class Site:
             await until(only_the_pool, seconds=SETTLED_SECONDS_MAX)
         return self.holds()
 
+    async def pool_filled(self) -> None:
+        """Wait for what takes the adopted one's place: an engine that is killed while it makes a container keeps its layers."""
+
+        def both() -> bool:
+            return len(self.engine.command("ps", "-q")) == 2 and self.holds()["sockets"] == 4
+
+        await until(both, seconds=PREPARED_SECONDS_MAX)
+
     def in_workspaces(self, name: str) -> list[Path]:
         return list(self.cluster.data_dir.glob(f"sandboxes/*/disk/workspace/{name}"))
 
@@ -168,6 +176,7 @@ async def test_the_engine_goes_away_with_its_containers_in_mid_call(
         await say(site.client, session_id, f"run {WAITING}")
         await until(lambda: site.in_workspaces("started"), seconds=PREPARED_SECONDS_MAX)
         await snapshotted(db, session_id)
+        await site.pool_filled()
         await outage(site.engine)
         # What needs no sandbox goes on.
         await say(site.client, other_id, "hello")
@@ -194,6 +203,7 @@ async def test_the_engine_is_killed_and_its_containers_live(site: Site, db: Data
         await say(site.client, session_id, f"run {WAITING}")
         started = await until(lambda: site.in_workspaces("started"), seconds=PREPARED_SECONDS_MAX)
         await snapshotted(db, session_id)
+        await site.pool_filled()
         await site.engine.end(signal.SIGKILL)
         # A call that runs needs no engine.
         started[0].with_name("go").touch()
@@ -215,6 +225,7 @@ async def test_the_engine_is_away_for_longer(site: Site, db: Database, finished:
         await say(site.client, session_id, f"run {WAITING}")
         await until(lambda: site.in_workspaces("started"), seconds=PREPARED_SECONDS_MAX)
         await snapshotted(db, session_id)
+        await site.pool_filled()
         await site.engine.end(signal.SIGTERM)
         gone_at = anyio.current_time()
         # The call under way, a call for which there is no sandbox yet, and one that needs none.

@@ -7,6 +7,8 @@ terminated stays terminated, what was streamed is what is listed, and no secret 
 
 import os
 import random
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -17,6 +19,7 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisException
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from managed_agents.db import databases
@@ -206,6 +209,16 @@ class Sessions(RuleBasedStateMachine):
         self.logged = self.session.check()
 
     def teardown(self) -> None:
+        # Hypothesis shows only what it can make happen again, and the timing of the server is real.
+        if isinstance(error := sys.exception(), Exception) and not isinstance(error, HypothesisException):
+            traceback.print_exception(error)
+        try:
+            self.come_to_rest()
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    def come_to_rest(self) -> None:
         """Left to healthy workers and a client that answers, any session comes to rest with nothing lost."""
         session = self.session
         try:
