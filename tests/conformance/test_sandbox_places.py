@@ -294,6 +294,22 @@ async def test_a_dead_one_from_the_pool_costs_the_model_nothing(server: Stack) -
     assert [row.id for row in await rows(server, session)] == [ahead.id]
 
 
+async def test_one_that_died_in_the_pool_is_replaced(server: Stack) -> None:
+    pool = pool_of(server, 1)
+    await fill(server, pool)
+    [dead] = await pooled(server)
+    await server.backend.halt(dead.id)  # as an engine does that was killed and comes back
+    await pool_of(server, 1).look()
+    assert await pooled(server) == []
+    await fill(server, pool)
+    [fresh] = await pooled(server)
+    assert fresh.ready
+    assert fresh.id != dead.id
+    await pool.look()
+    assert [each.id for each in await pooled(server)] == [fresh.id]
+    await pool_of(server, 0).look()
+
+
 async def test_what_is_not_like_the_settings_any_more_is_given_up_and_its_sandbox_destroyed(server: Stack) -> None:
     await fill(server, pool_of(server, 1))
     [old] = await pooled(server)

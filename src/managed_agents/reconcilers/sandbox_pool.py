@@ -5,11 +5,11 @@ it is adopted, and nobody gets it after that. It is recorded before it is made, 
 longer wanted is taken out of the records before it is destroyed; race: a session adopts it in that moment, which is taking it
 out of the records too, so only one of them has it. A pool yields: it is not filled while sessions wait for a place, and gives up
 what it has. Installing packages takes its own time, beside the looks, and one environment's trouble is no other's: what failed is
-tried again later and later.
+tried again later and later. One that died while nobody had it is replaced.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import anyio
@@ -26,6 +26,7 @@ MADE = faults.register("pool.made", "sandbox made ahead, not recorded as ready")
 READY_SECONDS_MAX = 3600.0  # then the image may have been replaced
 MAKING_SECONDS_MAX = 180.0  # whoever makes one for longer has died
 PROVISION_SECONDS_MAX = 120.0
+LIST_SECONDS = 5.0  # between two looks at whether those that are ready still run: each asks the engine
 # Seconds until something is tried again: at first, and at most.
 PACKAGES_PAUSES = (60.0, 3600.0)
 OTHER_PAUSES = (2.0, 60.0)
@@ -69,6 +70,7 @@ class SandboxPool:
         self._images: dict[str, str] = {}  # by environment
         self._failed: dict[str, Packages] = {}  # which packages of which environment could not be installed
         self._preparing, self._filling = _Pauses(), _Pauses()
+        self._listed_at = -LIST_SECONDS
 
     async def prepare(self, environment_id: str) -> None:
         """Have the image of an environment ready, which may take as long as installs may. Safe to repeat."""
@@ -107,7 +109,8 @@ class SandboxPool:
             for environment_id in packages
             if environment_id in self._images
         }
-        unwanted = [each.id for each in there if self._is_unwanted(each, packages.keys(), wanted)]
+        dead = await self._dead(there)
+        unwanted = [each.id for each in there if each.id in dead or self._is_unwanted(each, packages.keys(), wanted)]
         pressed = [each.id for each in there if each.ready and each.id not in unwanted][:wait]
         await self._give_up([*unwanted, *pressed])
         for environment_id, spec in wanted.items():
@@ -120,6 +123,18 @@ class SandboxPool:
                 logger.warning("no sandboxes ahead for %s yet: %s: %s", environment_id, type(error).__name__, error)
             else:
                 self._filling.end(environment_id)
+
+    async def _dead(self, there: Sequence[places.Pooled]) -> set[str]:
+        """Those that were ready and do not run any more: an engine that was killed ends them when it comes back."""
+        ready = {each.id for each in there if each.ready}
+        if not ready or anyio.current_time() < self._listed_at + LIST_SECONDS:
+            return set()
+        try:
+            running = {labelled.id for labelled in await self._backend.list() if labelled.running}
+        except SandboxError:
+            return set()  # an engine that is away says so where one is made or called
+        self._listed_at = anyio.current_time()
+        return ready - running
 
     def _is_unwanted(self, one: places.Pooled, kept: Collection[str], wanted: Mapping[str, SandboxSpec]) -> bool:
         """One whose image is being made ready may turn out to be wanted."""
