@@ -1,7 +1,7 @@
 """The Docker engine itself is killed in the midst of a call, alone or with everything below it, or is stopped, and comes back.
 
 An engine of these tests' own, and real workers on it. Each ends with work going on without hands, and as much of everything as
-before: containers, volumes, images, layers, mounts, loop devices, sockets, directories, processes.
+before: containers, volumes, images, mounts, loop devices, sockets, directories, processes.
 """
 
 import signal
@@ -119,7 +119,7 @@ class Site:
         return self.holds()
 
     async def pool_filled(self) -> None:
-        """Wait for what takes the adopted one's place: an engine that is killed while it makes a container keeps its layers."""
+        """Wait for what takes the adopted one's place: an engine that is killed while it makes a container keeps parts of it."""
 
         def both() -> bool:
             return len(self.engine.command("ps", "-q")) == 2 and self.holds()["sockets"] == 4
