@@ -5,19 +5,17 @@ route's ids and what body its checks let through.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
-from sqlalchemy import event
 
 from managed_agents.api.app import ROUTERS
 from managed_agents.web.actor import Scope
 from tests.support.server import Caller, make_caller, sdk
 from tests.support.stack import Stack, message
+from tests.support.statements import noted
 
 pytestmark = pytest.mark.anyio
 
@@ -59,21 +57,9 @@ async def stranger(server: Stack) -> Caller:
     return await make_caller(server.db, "elsewhere", Scope.ADMIN)
 
 
-@contextmanager
-def statements(server: Stack) -> Iterator[list[str]]:
-    """The SQL that the API runs meanwhile, less what is about the asker: its key (cached for a while), its workspace."""
-    seen: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "api_keys" not in statement and "FROM workspaces" not in statement:
-            seen.append(statement)
-
-    engine = server.db.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
+def about_the_object(statement: str) -> bool:
+    """Not about the asker: its key (cached for a while), its workspace."""
+    return "api_keys" not in statement and "FROM workspaces" not in statement
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +84,10 @@ async def asked(server: Stack, route: str, filled: dict[str, str], **headers: st
     """Call the route; returns the error and the statements."""
     method, path = route.format(**filled).split()
     options = {"json": BODIES[route]} if route in BODIES else {}
-    with statements(server) as seen:
+    with noted(server.db) as seen:
         answer = await server.raw(method, path, headers=server.headers(**headers), **options)
     assert answer.status_code == 404, f"{route}: {answer.status_code} {answer.text}"
-    return answer.json()["error"], seen
+    return answer.json()["error"], [statement for statement in seen if about_the_object(statement)]
 
 
 @pytest.mark.requirement("CNV-067")

@@ -13,7 +13,7 @@ from tests.support.invariants import normalised
 pytestmark = pytest.mark.anyio
 
 # What an api passes while it accepts a message, and whether the message is durable there.
-API = {"append.before_write": False, "append.before_commit": False, "hints.before": True}
+API = {"append.before_known": False, "hints.before": True}
 
 
 @pytest.mark.requirement("SES-082")

@@ -51,7 +51,7 @@ def waited_for(events: list[Event]) -> list[Event]:
 
 
 @pytest.mark.requirement("EVT-082")
-@pytest.mark.parametrize("point", ["append.before_commit", "hints.before"])
+@pytest.mark.parametrize("point", ["append.before_known", "hints.before"])
 async def test_an_answer_is_taken_once_though_the_api_dies_before_it_says_so(
     cluster: Cluster, client: AsyncAnthropic, finished: Finished, point: str
 ) -> None:

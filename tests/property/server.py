@@ -30,6 +30,7 @@ from managed_agents.db.connection import connect
 from managed_agents.db.engine import Database
 from managed_agents.db.listener import Doorbell
 from managed_agents.eventlog.batch import Appender
+from managed_agents.eventlog.head import Head
 from managed_agents.eventlog.hints import Hints
 from managed_agents.eventlog.previews import PreviewSender
 from managed_agents.eventlog.subscribe import PING, Hub
@@ -90,7 +91,7 @@ class Stepped(SessionRunner):
 class Process:
     """One worker process and the session it claimed: alone with what it remembers."""
 
-    def __init__(self, server: "Server", claim: lease.Claim, worker_id: str) -> None:
+    def __init__(self, server: "Server", claim: lease.Claim, worker_id: str, heads: list[tuple[Head, str]]) -> None:
         self._server = server
         self.claim = claim
         self.id = worker_id
@@ -99,6 +100,7 @@ class Process:
         self._arrived = anyio.Event()
         self._permit = anyio.Event()
         self._appender = Appender(server.worker_db, server.worker_hints.appended)
+        self._appender.know(heads)
         self.runner: Any = None
 
     async def run(self) -> None:
@@ -171,10 +173,10 @@ class Server:
         worker_id = ids.new_id(ids.WORKER)
         async with self.worker_db.autocommit() as tx:
             await tx.execute(text("INSERT INTO workers (id, host, pid) VALUES (:id, 'here', 1)"), {"id": worker_id})
-            claims = await lease.claim(tx, worker_id, limit=1, session_ids=[session_id])
+            claims, heads = await lease.claim(tx, worker_id, limit=1, session_ids=[session_id])
         if not claims:
             return None
-        process = Process(self, claims[0], worker_id)
+        process = Process(self, claims[0], worker_id, heads)
         self.group.start_soon(process.run)
         return process
 

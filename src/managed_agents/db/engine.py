@@ -162,6 +162,8 @@ class Database:
             sqlalchemy_url(database_url),
             pool_size=pool,
             max_overflow=0,
+            # The warmest one, whose server process has its statements planned.
+            pool_use_lifo=True,
             pool_timeout=limits.LOCK_TIMEOUT_SECONDS,
             pool_pre_ping=False,
             hide_parameters=True,  # an error is logged; what the user wrote, or a secret, is not
@@ -171,6 +173,9 @@ class Database:
                 "async_creator_fn": _connect,
                 "timeout": limits.DATABASE_CONNECT_SECONDS,
                 "command_timeout": limits.DATABASE_STATEMENT_SECONDS,
+                # What runs on the driver itself is prepared once for each connection (`direct.py`).
+                "max_cached_statement_lifetime": 0,
+                "max_cacheable_statement_size": 0,
                 "server_settings": {
                     "application_name": application_name,
                     "jit": "off",

@@ -41,6 +41,8 @@ class Doorbell:
         # In this order: a turn waits for work, a stream for its log.
         self._pending: dict[str, dict[str, None]] = {WORK_CHANNEL: {}, LOG_CHANNEL: {}}
         self._wake = anyio.Event()
+        # Of the server process behind its connection, which is named in every ring of it.
+        self.backend_pid: int | None = None
 
     def ring(self, channel: str, session_id: str) -> None:
         """Ring for `session_id`. Best effort; never waits."""
@@ -55,6 +57,7 @@ class Doorbell:
         while True:
             try:
                 connection = await connect(self._database_url)
+                self.backend_pid = connection.get_server_pid()
                 trouble.over("doorbell connection is back")
                 try:
                     await self._send_forever(connection)
@@ -97,10 +100,13 @@ async def listen(
     database_url: str,
     listeners: Mapping[str, Listener],
     on_connect: Callable[[], Awaitable[None]] | None = None,
+    *,
+    beside: Doorbell | None = None,
 ) -> None:
     """Hear the channels of `listeners` until cancelled, reconnecting for ever.
 
-    `on_connect` runs after each (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
+    The rings of `beside` are not heard: who rings it has told this process already. `on_connect` runs after each (re)connection:
+    what was rung meanwhile was not heard, so the receiver reads everything.
     """
     trouble = Trouble(logger)
     heard = ", ".join(listeners)
@@ -111,7 +117,7 @@ async def listen(
                 closed = anyio.Event()
                 connection.add_termination_listener(_setter(closed))
                 for channel, listener in listeners.items():
-                    await connection.add_listener(channel, _callback(listener))
+                    await connection.add_listener(channel, _callback(listener, beside))
                 if on_connect is not None:
                     await on_connect()
                 trouble.over(f"listening connection ({heard}) is back")
@@ -124,8 +130,10 @@ async def listen(
         await anyio.sleep(RECONNECT_SECONDS)
 
 
-def _callback(listener: Listener) -> Callable[..., None]:
-    def heard(_connection: object, _pid: int, _channel: str, payload: str) -> None:
+def _callback(listener: Listener, beside: Doorbell | None) -> Callable[..., None]:
+    def heard(_connection: object, pid: int, _channel: str, payload: str) -> None:
+        if beside is not None and pid == beside.backend_pid:
+            return
         try:
             items = orjson.loads(payload)
         except orjson.JSONDecodeError:

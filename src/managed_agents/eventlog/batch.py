@@ -6,8 +6,9 @@ guard fails only its own caller, all of its events or none. Sessions that are lo
 own with a lock timeout, so one slow API command delays one session. There is one writer: what comes while it commits makes
 the next batch larger, and two that split the work were measured to cost half as much processor time again.
 
-A session that this process wrote last needs no lock beforehand: its head is still known, and one statement writes what is staged
-on that if nobody changed the row since. Whatever speaks against it, a guard too, is looked at again under the lock.
+A session that this process wrote last, or claimed, needs no lock beforehand: its head is still known, and one statement writes
+what is staged on that if nobody changed the row since. Whatever speaks against it, a guard too, is looked at again under the
+lock.
 
 When the connection dies around the commit nobody knows whether it happened. The callers get `AppendUncertain`: they forget
 what they know of the session and read the log again, which is what a crash would make them do.
@@ -15,7 +16,7 @@ what they know of the session and read the log again, which is what a crash woul
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -148,6 +149,12 @@ class Appender:
             self._ended = True
             for left in self._unanswered.values():
                 self._fail(left, AppendUncertain("the writer ended"))
+
+    def know(self, heads: Iterable[tuple[log.Head, str]]) -> None:
+        """Take heads that this process has just written otherwise, by a claim, with the versions of their rows."""
+        for head, version in heads:
+            self._known.heard(head.at)
+            self._known.keep(head, version)
 
     async def append(self, group: Append) -> list[StoredEvent]:
         """Append `group` and wait for its commit.

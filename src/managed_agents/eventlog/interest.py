@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from managed_agents.core import limits
+from managed_agents.db.direct import Statement
 from managed_agents.db.engine import Database, Tx
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _REGISTER = text(
     "ON CONFLICT (session_id) DO UPDATE SET expires_at = excluded.expires_at"
 )
 _FORGET = text("DELETE FROM preview_interests WHERE expires_at < clock_timestamp()")
-_WANTED = text("SELECT EXISTS (SELECT 1 FROM preview_interests WHERE session_id = :id AND expires_at >= clock_timestamp())")
+_WANTED = Statement("SELECT EXISTS (SELECT 1 FROM preview_interests WHERE session_id = :id AND expires_at >= clock_timestamp())")
 
 
 async def register(tx: Tx, session_ids: Collection[str]) -> None:
@@ -36,7 +37,8 @@ async def register(tx: Tx, session_ids: Collection[str]) -> None:
 
 async def wanted(tx: Tx, session_id: str) -> bool:
     """Whether any stream of the session shows previews."""
-    return (await tx.execute(_WANTED, {"id": session_id})).scalar_one()
+    [(found,)] = await _WANTED.rows(tx, {"id": session_id})
+    return found
 
 
 async def keep(db: Database, previewed: Callable[[], Collection[str]]) -> None:

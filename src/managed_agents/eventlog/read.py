@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sqlalchemy import text
 
 from managed_agents.core import limits
+from managed_agents.db.direct import Statement
 from managed_agents.db.engine import Tx
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
 
@@ -16,13 +17,15 @@ _EVENT = "session_id, seq, id, thread_id, type, body, private, for_model"
 _PUBLIC = "session_id, seq, id, thread_id, type, body, NULL AS private, for_model"
 _QUEUED = "session_id, inbox_seq, id, thread_id, type, payload"
 
-_AFTER = text(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+_AFTER = Statement(f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 CHECKPOINT = "agent.thread_context_compacted"
-_FROM_CHECKPOINT = text(
-    f"SELECT {_EVENT} FROM events WHERE session_id = :session_id AND seq >= coalesce("
-    f"(SELECT max(seq) FROM events WHERE session_id = :session_id AND type = '{CHECKPOINT}'), 0) ORDER BY seq LIMIT :limit"
+_QUEUED_AND_FROM_CHECKPOINT = Statement(
+    f"(SELECT true, {_QUEUED}, NULL AS private, true AS for_model FROM inbox WHERE session_id = :session_id "
+    "ORDER BY inbox_seq LIMIT :queued) UNION ALL "
+    f"(SELECT false, {_EVENT} FROM events WHERE session_id = :session_id AND seq >= coalesce("
+    f"(SELECT max(seq) FROM events WHERE session_id = :session_id AND type = '{CHECKPOINT}'), 0) ORDER BY seq LIMIT :limit)"
 )
-_PUBLIC_AFTER = text(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
+_PUBLIC_AFTER = Statement(f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND seq > :seq ORDER BY seq LIMIT :limit")
 _OF_TYPES = text(
     f"SELECT {_PUBLIC} FROM events WHERE session_id = :session_id AND thread_id = :thread_id AND for_model "
     "AND type = ANY(CAST(:types AS text[])) ORDER BY seq"
@@ -45,47 +48,46 @@ def _bounded(body: str, key: str, source: str, order: str) -> str:
     """
 
 
-_INBOX_AFTER = text(
+_INBOX_AFTER = Statement(
     f"SELECT {_QUEUED} FROM inbox WHERE session_id = :session_id AND inbox_seq > :seq ORDER BY inbox_seq LIMIT :limit"
 )
 
 
-def _stored(row: Any) -> StoredEvent:
-    return StoredEvent(*row)
-
-
-def _queued(row: Any) -> QueuedEvent:
-    return QueuedEvent(*row)
-
-
 async def after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
     """Events past `seq` with their private parts, oldest first."""
-    rows = await tx.execute(_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
-    return [_stored(row) for row in rows]
+    rows = await _AFTER.rows(tx, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [StoredEvent(*row) for row in rows]
 
 
-async def from_checkpoint(tx: Tx, session_id: str, *, limit: int) -> list[StoredEvent]:
-    """Events from the newest compaction on, that one included, with their private parts; without one from the beginning."""
-    rows = await tx.execute(_FROM_CHECKPOINT, {"session_id": session_id, "limit": limit})
-    return [_stored(row) for row in rows]
+async def from_checkpoint(tx: Tx, session_id: str, *, limit: int) -> tuple[list[QueuedEvent], list[StoredEvent]]:
+    """What is queued, and the log from the newest compaction on, that one included; without one from the beginning.
+
+    Oldest first, events with their private parts, all of one moment: whoever sent what waits may have opened a running period in
+    the same transaction, and who sees the message must see that too.
+    """
+    values = {"session_id": session_id, "limit": limit, "queued": limits.INBOX_EVENTS_MAX}
+    rows = await _QUEUED_AND_FROM_CHECKPOINT.rows(tx, values)
+    # The order within each half is not promised by a union.
+    queued = sorted((QueuedEvent(*row[1:7]) for row in rows if row[0]), key=lambda event: event.inbox_seq)
+    return queued, sorted((StoredEvent(*row[1:]) for row in rows if not row[0]), key=lambda event: event.seq)
 
 
 async def public_after(tx: Tx, session_id: str, seq: int, *, limit: int) -> list[StoredEvent]:
     """Events past `seq` as clients see them, oldest first."""
-    rows = await tx.execute(_PUBLIC_AFTER, {"session_id": session_id, "seq": seq, "limit": limit})
-    return [_stored(row) for row in rows]
+    rows = await _PUBLIC_AFTER.rows(tx, {"session_id": session_id, "seq": seq, "limit": limit})
+    return [StoredEvent(*row) for row in rows]
 
 
 async def of_types(tx: Tx, session_id: str, thread_id: str, types: Sequence[str]) -> list[StoredEvent]:
     """A thread's events of some types that the model has seen, without their private parts, oldest first."""
     rows = await tx.execute(_OF_TYPES, {"session_id": session_id, "thread_id": thread_id, "types": list(types)})
-    return [_stored(row) for row in rows]
+    return [StoredEvent(*row) for row in rows]
 
 
 async def inbox_after(tx: Tx, session_id: str, inbox_seq: int = 0, *, limit: int = limits.INBOX_EVENTS_MAX) -> list[QueuedEvent]:
     """Queued events past `inbox_seq`, oldest first."""
-    rows = await tx.execute(_INBOX_AFTER, {"session_id": session_id, "seq": inbox_seq, "limit": limit})
-    return [_queued(row) for row in rows]
+    rows = await _INBOX_AFTER.rows(tx, {"session_id": session_id, "seq": inbox_seq, "limit": limit})
+    return [QueuedEvent(*row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from sqlalchemy import TextClause, text
 
+from managed_agents.db.direct import Statement
 from managed_agents.eventlog.events import NewEvent, StoredEvent
 from managed_agents.eventlog.fold import Totals
 from managed_agents.eventlog.head import Head
@@ -89,8 +90,17 @@ _INBOX_COLUMNS = (
 _Columns = tuple[tuple[str, str], ...]
 
 
+# Ours alone write these, and never a comma or an empty one into them: they go as one text each. The driver asks every element
+# of an array whether it is an array itself, which costs more than all the rest of a batch's way to it.
+_LISTED = frozenset({"e_session_id", "e_id", "e_thread_id", "e_type", "e_tool_use_id"})
+
+
+def _array(name: str, kind: str) -> str:
+    return f"string_to_array(CAST(:{name} AS text), ',', '')" if name in _LISTED else f"CAST(:{name} AS {kind}[])"
+
+
 def _unnest(prefix: str, columns: _Columns) -> str:
-    return ", ".join(f"CAST(:{prefix}{name} AS {kind}[])" for name, kind in columns)
+    return ", ".join(_array(f"{prefix}{name}", kind) for name, kind in columns)
 
 
 def _rows(prefix: str, columns: _Columns) -> str:
@@ -110,8 +120,8 @@ def _update(table: str, prefix: str, columns: _Columns, only: str = "") -> str:
 
 # The transaction that wrote the row; beside it what every write moves, because after a failover numbers of transactions that were
 # lost are given again.
-_VERSION_OF = "{0}.xmin::text || ':' || {0}.last_seq || ':' || {0}.input_seq"
-_VERSION = f" RETURNING t.id, {_VERSION_OF.format('t')} AS version"
+VERSION_OF = "{0}.xmin::text || ':' || {0}.last_seq || ':' || {0}.input_seq"
+_VERSION = f" RETURNING t.id, {VERSION_OF.format('t')} AS version"
 _TAKEN = (
     "DELETE FROM inbox USING unnest(CAST(:d_session_id AS text[]), CAST(:d_id AS text[])) AS v(session_id, id) "
     "WHERE inbox.session_id = v.session_id AND inbox.id = v.id"
@@ -130,12 +140,13 @@ _KNOWN = {
     "sessions": _update("sessions", "s_", _SESSION_COLUMNS, f" AND t.id IN {_ONLY_KNOWN}") + _VERSION,
     "threads": _update("session_threads", "t_", _THREAD_COLUMNS, f" AND t.session_id IN {_ONLY_KNOWN}"),
     "events": _insert("events", "e_", _EVENT_COLUMNS, f" WHERE v.session_id IN {_ONLY_KNOWN}"),
+    "inbox": _insert("inbox", "i_", _INBOX_COLUMNS, f" WHERE v.session_id IN {_ONLY_KNOWN}"),
     "taken": f"{_TAKEN} AND inbox.session_id IN {_ONLY_KNOWN} RETURNING 1",
 }
 # The version is compared again on the row as locked, should it have changed after the statement began.
 _LOCK_KNOWN = (
     "known AS (SELECT s.id FROM unnest(CAST(:k_id AS text[]), CAST(:k_version AS text[])) AS k(id, version) "
-    f"JOIN sessions s ON s.id = k.id AND {_VERSION_OF.format('s')} = k.version FOR UPDATE OF s SKIP LOCKED)"
+    f"JOIN sessions s ON s.id = k.id AND {VERSION_OF.format('s')} = k.version FOR UPDATE OF s SKIP LOCKED)"
 )
 # Undoes the whole statement (division by zero) where a queued event was taken up before.
 _ALL_TAKEN = (
@@ -164,10 +175,10 @@ def _locked(parts: tuple[str, ...]) -> TextClause:
 
 
 @cache
-def _known(parts: tuple[str, ...]) -> TextClause:
+def _known(parts: tuple[str, ...]) -> Statement:
     writes = ", ".join(f"w_{part} AS ({_KNOWN[part]})" for part in parts)
     checked = _ALL_TAKEN if "taken" in parts else "1"
-    return text(
+    return Statement(
         f"WITH {_LOCK_KNOWN}, {writes} SELECT id, version, clock_timestamp() AS at, {checked} FROM ({_versions(parts)}) w"
     )
 
@@ -178,7 +189,7 @@ def of_locked(heads: Sequence[Head]) -> tuple[TextClause, dict[str, Any]]:
     return _locked(parts), parameters
 
 
-def of_known(heads: Sequence[tuple[Head, str]]) -> tuple[TextClause, dict[str, Any]]:
+def of_known(heads: Sequence[tuple[Head, str]]) -> tuple[Statement, dict[str, Any]]:
     """The statement for heads with the versions of their rows. Its rows, `id`, `version`, and the clock, `at`."""
     parts, parameters = _parameters([head for head, _ in heads])
     parameters |= {"k_id": [head.id for head, _ in heads], "k_version": [version for _, version in heads]}
@@ -211,9 +222,12 @@ def begin_again(head: Head) -> None:
     head.events, head.queued, head.taken, head.touched_threads = [], [], [], set()
 
 
-def _columns(prefix: str, columns: _Columns, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    arrays = [list(column) for column in zip(*rows, strict=True)]
-    return {f"{prefix}{name}": array for (name, _), array in zip(columns, arrays, strict=True)}
+def _columns(prefix: str, columns: _Columns, rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for (name, _), column in zip(columns, zip(*rows, strict=True), strict=True):
+        key = f"{prefix}{name}"
+        found[key] = ",".join([value or "" for value in column]) if key in _LISTED else list(column)
+    return found
 
 
 def _totals_values(totals: Totals) -> tuple[Any, ...]:

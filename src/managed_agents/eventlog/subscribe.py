@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-from sqlalchemy import text
 
 from managed_agents.core import clock, ids, limits
 from managed_agents.core.logs import Trouble
+from managed_agents.db.direct import Statement
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import read
 from managed_agents.eventlog.events import QueuedEvent, StoredEvent, with_processed_at
@@ -34,8 +34,8 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _ENDING = "session.status_terminated"
 _REQUEST_END = "span.model_request_end"
 
-_HEADS = text(
-    "SELECT id, last_seq, last_inbox_seq, deleted_at IS NOT NULL AS deleted FROM sessions WHERE id = ANY(CAST(:ids AS text[]))"
+_HEADS = Statement(
+    "SELECT id, last_seq, last_inbox_seq, deleted_at IS NOT NULL FROM sessions WHERE id = ANY(CAST(:ids AS text[]))"
 )
 
 
@@ -194,19 +194,19 @@ class Hub:
         if not channels:
             return
         async with self._db.autocommit() as tx:
-            heads = (await tx.execute(_HEADS, {"ids": list(channels)})).all()
-            for head in heads:
-                channel = channels[head.id]
-                if head.last_inbox_seq > channel.inbox_tail:
-                    channel.add_copies(await read.inbox_after(tx, head.id, channel.inbox_tail))
-                while channel.tail < head.last_seq:
-                    rows = await read.public_after(tx, head.id, channel.tail, limit=READ_ROWS)
+            heads = await _HEADS.rows(tx, {"ids": list(channels)})
+            for session_id, last_seq, last_inbox_seq, _ in heads:
+                channel = channels[session_id]
+                if last_inbox_seq > channel.inbox_tail:
+                    channel.add_copies(await read.inbox_after(tx, session_id, channel.inbox_tail))
+                while channel.tail < last_seq:
+                    rows = await read.public_after(tx, session_id, channel.tail, limit=READ_ROWS)
                     if not rows:
                         break
                     channel.add(rows)
                 channel.behind = False
         # The eraser may have been faster than the ring: a row that is not there any more was deleted too.
-        for session_id in channels.keys() - {head.id for head in heads if not head.deleted}:
+        for session_id in channels.keys() - {session_id for session_id, _, _, deleted in heads if not deleted}:
             channels[session_id].deleted = True
             channels[session_id].wake()
 

@@ -27,6 +27,7 @@ from managed_agents.harness.response import Response, judged_calls, usage_of
 
 logger = logging.getLogger(__name__)
 
+REQUEST_FIRST_SECONDS = 0.002  # what is asked beside a request must not make it leave later
 BEFORE_JUDGING = faults.register("turn.before_judging", "response complete, policy auto not asked")
 CALLS_JUDGED = faults.register("turn.calls_judged", "policy auto decided, response not in the log")
 
@@ -81,7 +82,8 @@ class Asking:
         """Send it `after_seconds`, and judge the calls in the answer where `judge` says so; None when an interrupt came first."""
 
         async def send() -> Finished | Failed:
-            await anyio.sleep(after_seconds)
+            if after_seconds:
+                await anyio.sleep(after_seconds)
             outcome = await self._requester.send(request, agent["model"], watch=asked.preview.take)
             if isinstance(outcome, Finished):
                 asked.response = outcome.response
@@ -117,6 +119,7 @@ class Asking:
         return preview
 
     async def _ask_interest(self, preview: Preview) -> None:
+        await anyio.sleep(REQUEST_FIRST_SECONDS)
         try:
             async with self._db.autocommit() as tx:
                 preview.decide(await interest.wanted(tx, self._claim.session_id))

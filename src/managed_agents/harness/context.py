@@ -55,14 +55,9 @@ class Context:
             self.extend([StoredEvent(self.session_id, seq, event.id, event.thread_id, event.type, event.payload, event.private)])
 
     async def load(self, db: Database) -> None:
-        """Read the inbox, and the log from its newest checkpoint on.
-
-        In this order: whoever sent what waits may have opened a running period in the same transaction, and who sees the
-        message must see that too.
-        """
+        """Read the inbox, and the log from its newest checkpoint on."""
         async with db.autocommit() as tx:
-            self.inbox = await read.inbox_after(tx, self.session_id)
-            rows = await read.from_checkpoint(tx, self.session_id, limit=READ_ROWS)
+            self.inbox, rows = await read.from_checkpoint(tx, self.session_id, limit=READ_ROWS)
             self.begin(rows)
             if len(rows) == READ_ROWS:
                 await self._read_on(tx)

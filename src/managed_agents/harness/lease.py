@@ -25,7 +25,11 @@ from typing import Any
 from sqlalchemy import text
 
 from managed_agents.core import limits
+from managed_agents.db.direct import Statement
 from managed_agents.db.engine import Tx
+from managed_agents.eventlog.append import HEAD_COLUMNS, head_of
+from managed_agents.eventlog.head import Head
+from managed_agents.eventlog.statements import VERSION_OF
 
 SUSPECT_CRASHES = 2
 HOST_CHANCE_SECONDS = 2.0  # for the host of a stopped sandbox, which starts faster than it is restored
@@ -49,7 +53,7 @@ _CLAIMABLE = """
 """
 # An interrupt opens no running period, and may come while a retry is scheduled.
 _SINCE = "least(s.due_at, coalesce(s.running_since, s.updated_at))"
-_CLAIM = text(f"""
+_CLAIM = Statement(f"""
     WITH busy AS (SELECT workspace_id, count(*) AS turns FROM sessions WHERE owner IS NOT NULL GROUP BY workspace_id),
     waiting AS (
         SELECT s.id, {_SINCE} AS since,
@@ -71,8 +75,9 @@ _CLAIM = text(f"""
         extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_seconds,
         (SELECT v.config->'metadata'->>'managed_agents.harness' FROM agent_versions v
          WHERE v.agent_id = s.agent_id AND v.version = s.agent_version) AS harness,
-        s.environment_config->'networking' AS networking
+        s.environment_config->'networking' AS networking, {HEAD_COLUMNS}, {VERSION_OF.format("s")}
 """)
+_CLAIM_COLUMNS = 10
 # By owner, not by dead worker: a worker that was buried but has not noticed yet can still claim, and nobody would ever look
 # for its sessions. The owner is compared again under the row's lock, because `living` is as old as the statement.
 _FREE_DEAD = text("""
@@ -122,7 +127,7 @@ _RECORD_FAILURE = text("""
 """)
 _AGENT = text("SELECT agent FROM sessions WHERE id = :id")
 _OWNED_INPUT = text("SELECT id, input_seq, epoch FROM sessions WHERE owner = :worker")
-_INPUT = text(
+_INPUT = Statement(
     "SELECT input_seq, extract(epoch FROM due_at - clock_timestamp())::float8 AS due_in_seconds FROM sessions "
     "WHERE id = :id AND deleted_at IS NULL"
 )
@@ -146,13 +151,16 @@ class Claim:
     networking: Mapping[str, Any] = field(default_factory=lambda: {"type": "unrestricted"})
 
 
-async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None) -> list[Claim]:
+async def claim(
+    tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str] | None = None
+) -> tuple[list[Claim], list[tuple[Head, str]]]:
     """Claim up to `limit` sessions that have work and no owner, in the order that the module describes.
 
-    `session_ids` narrows it to sessions a doorbell named.
+    `session_ids` narrows it to sessions a doorbell named. Beside the claims: the heads and versions of the rows they wrote, to
+    write from.
     """
-    rows = await tx.execute(
-        _CLAIM,
+    rows = await _CLAIM.rows(
+        tx,
         {
             "worker": worker_id,
             "limit": limit,
@@ -160,21 +168,8 @@ async def claim(tx: Tx, worker_id: str, *, limit: int, session_ids: Sequence[str
             "chance": HOST_CHANCE_SECONDS,
         },
     )
-    return [
-        Claim(
-            row.id,
-            row.workspace_id,
-            row.epoch,
-            row.input_seq,
-            row.primary_thread_id,
-            row.agent,
-            row.crashes,
-            row.due_in_seconds,
-            row.harness,
-            row.networking,
-        )
-        for row in rows
-    ]
+    heads = [(head_of(row[_CLAIM_COLUMNS:-1]), row[-1]) for row in rows]
+    return [Claim(*row[:_CLAIM_COLUMNS]) for row in rows], heads
 
 
 async def free_dead(tx: Tx, *, ttl_seconds: float) -> list[str]:
@@ -223,5 +218,5 @@ async def current_agent(tx: Tx, session_id: str) -> dict[str, Any]:
 
 async def current_input(tx: Tx, session_id: str) -> tuple[int, float | None] | None:
     """`input_seq` and the seconds until a scheduled retry; None when the session was deleted."""
-    row = (await tx.execute(_INPUT, {"id": session_id})).one_or_none()
-    return None if row is None else (row.input_seq, row.due_in_seconds)
+    rows = await _INPUT.rows(tx, {"id": session_id})
+    return (rows[0][0], rows[0][1]) if rows else None

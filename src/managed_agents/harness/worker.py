@@ -149,7 +149,8 @@ class Worker:
                 if self._draining:
                     return
                 async with self._db.autocommit() as tx:
-                    claims = await lease.claim(tx, worker_id, limit=free)
+                    claims, heads = await lease.claim(tx, worker_id, limit=free)
+                self._parts.appender.know(heads)
                 if claims:
                     faults.reach(CLAIMED)
                 for claim in claims:

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import anyio
 import httpx2
@@ -112,6 +112,7 @@ class _Pool:
     http: httpx2.AsyncClient
     client: SealedAnthropic
     headers: httpx2.Headers
+    extensions: dict[str, Any]
     streams: int = 0
 
 
@@ -121,7 +122,7 @@ class AnthropicModelClient:
     def __init__(self, endpoint: Endpoint, *, deadlines: Deadlines | None = None) -> None:
         self._deadlines = deadlines or Deadlines()
         self._endpoint = endpoint
-        self._url = f"{endpoint.base_url.rstrip('/')}/v1/messages"
+        self._url: httpx2.URL | None = None
         self._secret = endpoint.api_key.get_secret_value()
         # Made once: loading the certificates takes tens of milliseconds.
         self._verify = httpx2.create_ssl_context() if endpoint.base_url.startswith("https:") else True
@@ -143,8 +144,10 @@ class AnthropicModelClient:
         headers = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
         own = {"content-type": "application/json", "accept": "text/event-stream"}
         headers = {name: value for name, value in headers.items() if name.lower() not in own} | own
+        all_headers = httpx2.Headers(http.headers)
         # As UTF-8, like the SDK: a key with other characters than ASCII is the endpoint's to refuse.
-        return _Pool(http, client, httpx2.Headers(headers, encoding="utf-8"))
+        all_headers.update(httpx2.Headers(headers, encoding="utf-8"))
+        return _Pool(http, client, all_headers, {"timeout": http.timeout.as_dict()})
 
     def _pool(self) -> "_Pool":
         """Return the first pool with room, so that few streams share few warm connections."""
@@ -188,7 +191,11 @@ class AnthropicModelClient:
             if request.betas:
                 headers = headers.copy()
                 headers["anthropic-beta"] = ",".join(request.betas)
-            built = pool.http.build_request("POST", self._url, content=content, headers=headers)
+            if (
+                self._url is None
+            ):  # here, so that one that cannot be is told like every other failure; once, because it takes long
+                self._url = httpx2.URL(f"{self._endpoint.base_url.rstrip('/')}/v1/messages")
+            built = httpx2.Request("POST", self._url, content=content, headers=headers, extensions=dict(pool.extensions))
             with anyio.fail_after(deadline - time.monotonic()):  # a head that comes byte by byte is no silence
                 response = await pool.http.send(built, stream=True)
         except (httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:

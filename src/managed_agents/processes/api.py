@@ -1,5 +1,7 @@
 """The api process: the HTTP edge, and the fan-out to its own streams."""
 
+import functools
+
 import anyio
 
 from managed_agents.api.app import create_app
@@ -56,13 +58,17 @@ async def run(settings: Settings) -> None:
         keys.forget()
         await hub.refresh_all()
 
+    # What this process appends itself, streams have from it at once.
+    listeners = {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: keys.forget}
+    hear = functools.partial(listen, database_url, listeners, missed, beside=doorbell)
+
     async def work() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(hub.run)
             group.start_soon(doorbell.run)
             if limiter is not None:
                 group.start_soon(limiter.run)
-            group.start_soon(listen, database_url, {LOG_CHANNEL: hub.refresh, KEYS_CHANNEL: keys.forget}, missed)
+            group.start_soon(hear)
             group.start_soon(listen, database_url, {PREVIEW_CHANNEL: hub.publish_previews})
             group.start_soon(interest.keep, db, hub.previewed)
             async with serving(

@@ -1,12 +1,10 @@
 """Appends to sessions that the writer wrote last: one statement, and never on a row that somebody changed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from managed_agents.core import faults
 from managed_agents.db.engine import Database
@@ -19,23 +17,9 @@ from managed_agents.eventlog.events import SpanUsage
 from managed_agents.eventlog.fold import SessionState, ThreadState
 from tests.integration.eventlog.test_append import appender, group, message, owned, row, rows
 from tests.support import sessions
+from tests.support.statements import noted
 
 pytestmark = pytest.mark.anyio
-
-
-@contextmanager
-def statements(db: Database) -> Iterator[list[str]]:
-    """What is sent to the database inside the block."""
-    seen: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
-        seen.append(statement)
-
-    event.listen(db.engine.sync_engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(db.engine.sync_engine, "before_cursor_execute", note)
 
 
 async def change(db: Database, session_id: str, assignment: str) -> None:
@@ -47,7 +31,7 @@ async def test_a_session_written_last_by_this_process_takes_one_statement(db: Da
     session_id, thread_id = await owned(db)
     async with appender(db) as writer:
         await writer.append(group(session_id, ev.running(thread_id, "a")))
-        with statements(db) as seen:
+        with noted(db) as seen:
             start = ev.span_start(thread_id)
             await writer.append(group(session_id, [start]))
             end = ev.span_end(thread_id, start.id, SpanUsage(5, 7), is_error=False, private={"response": {}})
@@ -137,7 +121,7 @@ async def test_a_connection_lost_in_the_statement_is_uncertain_and_the_head_forg
         with pytest.raises(AppendUncertain):
             await writer.append(group(session_id, [message(thread_id)]))
         faults.disarm()
-        with statements(db) as seen:
+        with noted(db) as seen:
             await writer.append(group(session_id, [message(thread_id)]))
         assert len(seen) > 1
     assert [stored.seq for stored in await rows(db, session_id)] == [1, 2]

@@ -48,8 +48,8 @@ async def copied(db: Database, session_id: str, count: int) -> None:
 
 
 async def claimed(db: Database, worker: str, limit: int = 1) -> set[str]:
-    async with db.transaction() as tx:
-        return {claim.session_id for claim in await lease.claim(tx, worker, limit=limit)}
+    async with db.autocommit() as tx:
+        return {claim.session_id for claim in (await lease.claim(tx, worker, limit=limit))[0]}
 
 
 async def test_a_workspace_with_a_thousand_sessions_leaves_another_its_turn(db: Database, worker: str) -> None:
@@ -95,4 +95,4 @@ async def test_the_order_of_ten_thousand_waiting_sessions_is_found_quickly(db: D
     await copied(db, first, 10_000)
     async with db.transaction() as tx:
         await tx.execute(text("SET LOCAL statement_timeout = '2s'"))
-        assert len(await lease.claim(tx, worker, limit=200)) == 200
+        assert len((await lease.claim(tx, worker, limit=200))[0]) == 200

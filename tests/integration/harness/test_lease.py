@@ -29,11 +29,11 @@ async def test_a_worker_that_is_not_registered_claims_nothing(db: Database) -> N
     session_id, _ = await sessions.session(db, workspace_id)
     async with db.transaction() as tx:
         await tx.execute(text("UPDATE sessions SET input_seq = 1"))
-        assert await lease.claim(tx, "wrk_living", limit=10) == []
+        assert await lease.claim(tx, "wrk_living", limit=10) == ([], [])
         await tx.execute(
             text("INSERT INTO workers (id, host, pid) VALUES ('wrk_living', 'here', 1)"),
         )
-        assert [claim.session_id for claim in await lease.claim(tx, "wrk_living", limit=10)] == [session_id]
+        assert [claim.session_id for claim in (await lease.claim(tx, "wrk_living", limit=10))[0]] == [session_id]
 
 
 async def test_a_worker_without_its_advisory_lock_is_dead(db: Database) -> None:
@@ -89,11 +89,11 @@ async def test_of_the_suspects_one_runs_at_a_time_and_the_others_are_not_kept_wa
     async with db.transaction() as tx:
         await tx.execute(text("UPDATE sessions SET input_seq = 1"))
         await tx.execute(text("INSERT INTO workers (id, host, pid) VALUES ('wrk_a', 'here', 1), ('wrk_b', 'here', 2)"))
-        claimed = {claim.session_id for claim in await lease.claim(tx, "wrk_a", limit=10)}
+        claimed = {claim.session_id for claim in (await lease.claim(tx, "wrk_a", limit=10))[0]}
         assert innocent in claimed
         assert len(claimed & suspects) == 1
-        assert await lease.claim(tx, "wrk_b", limit=10) == []
+        assert await lease.claim(tx, "wrk_b", limit=10) == ([], [])
         # It got somewhere: the next suspect has its chance.
         await tx.execute(text("UPDATE sessions SET crashes = 0 WHERE owner IS NOT NULL"))
-        (second,) = await lease.claim(tx, "wrk_b", limit=10)
+        ((second,), _) = await lease.claim(tx, "wrk_b", limit=10)
         assert second.session_id in suspects - claimed

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 import anyio
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from managed_agents.core import clock as wall
 from managed_agents.core.ids import ApiKeyId, EnvironmentId, OrganizationId, WorkspaceId
@@ -164,7 +165,7 @@ class KeyDirectory:
     async def lookup(self, secret: str) -> Actor | None:
         """Return the actor of a live key, None for anything else."""
         digest = digest_of(secret, self.hmac_key)
-        return await self._cached(digest, ApiKeyRow.secret_hmac == digest)
+        return await self._cached(digest, ApiKeyRow.secret_hmac, digest)
 
     async def in_workspace(self, actor: Actor, workspace_id: str) -> Actor | None:
         """Return an organisation administrator acting in another live workspace, None when there is no such workspace."""
@@ -200,17 +201,18 @@ class KeyDirectory:
         self._changed = anyio.Event()
 
     async def _is_live(self, actor: Actor) -> bool:
-        found = await self._cached((actor.key_id, ""), ApiKeyRow.id == actor.key_id)
+        found = await self._cached((actor.key_id, ""), ApiKeyRow.id, actor.key_id)
         if found is None or found.workspace_id == actor.workspace_id:
             return found is not None
         return await self.in_workspace(found, actor.workspace_id) is not None
 
-    async def _cached(self, key: CacheKey, which: ColumnElement[bool]) -> Actor | None:
+    async def _cached(self, key: CacheKey, column: InstrumentedAttribute[Any], value: str | bytes) -> Actor | None:
+        """The actor of the key whose `column` has `value`. The condition is only built where there is something to ask."""
         cached = self._cache.get(key)
         if cached is not None:
             return cached
         state = self._cache.state
-        found = await find(self._db, which)
+        found = await find(self._db, column == value)
         if found is None:
             return None
         self._cache.put(key, found[0], state, found[1])

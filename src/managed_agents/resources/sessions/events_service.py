@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+import anyio.lowlevel
 from sqlalchemy import func, select
 
 from managed_agents.core import ids
@@ -39,14 +40,32 @@ class SessionEvents:
             NotFound, InvalidRequest: nothing was accepted.
         """
         check_id(session_id)
+        accepted = await self._send_at_once(workspace_id, session_id, body)
+        if accepted is None:
+            accepted = await self._send_locked(workspace_id, session_id, body)
+        accepted.announce(self.hints, session_id)
+        # The doorbell's turn, before the answer is made: a worker waits for it.
+        await anyio.lowlevel.cancel_shielded_checkpoint()
+        return b'{"data":[%b]}' % b",".join(accepted.echo)
+
+    async def _send_at_once(self, workspace_id: WorkspaceId, session_id: str, body: SendEvents) -> inputs.Accepted | None:
+        """Judge on what the session is now, and write if it still is that: two round trips. None when it was not."""
+        async with self.db.autocommit() as tx:
+            found = await log.look(tx, session_id, workspace_id=workspace_id)
+            if found is None or found[0].deleted:
+                raise not_found(session_id)
+            accepted = await inputs.accept(tx, found[0], body.events)
+            versions, _ = await log.write_known(tx, [found])
+        return accepted if versions else None
+
+    async def _send_locked(self, workspace_id: WorkspaceId, session_id: str, body: SendEvents) -> inputs.Accepted:
         async with self.db.transaction() as tx:
             head = await log.lock(tx, session_id, workspace_id=workspace_id)
             if head is None or head.deleted:
                 raise not_found(session_id)
             accepted = await inputs.accept(tx, head, body.events)
             await log.write(tx, [head])
-        accepted.announce(self.hints, session_id)
-        return b'{"data":[%b]}' % b",".join(accepted.echo)
+        return accepted
 
     async def page(self, workspace_id: WorkspaceId, session_id: str, query: ListEvents, *, thread_id: str | None = None) -> bytes:
         """One page of the history of a thread, the primary one by default, as JSON. Raises NotFound, InvalidRequest."""
