@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import orjson
@@ -58,7 +59,7 @@ async def process(url: str) -> AsyncIterator[Process]:
     async with anyio.create_task_group() as group:
         group.start_soon(hub.run)
         group.start_soon(doorbell.run)
-        group.start_soon(listen, url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all)
+        group.start_soon(partial(listen, url, {LOG_CHANNEL: hub.refresh}, hub.refresh_all, beside=doorbell))
         heard = anyio.Event()
 
         async def listening() -> None:

@@ -4,8 +4,9 @@ The request that gives work to an idle session nobody owns says `running` itself
 right after sending never sees a stale `idle`. The inputs wait in the inbox and are logged when the harness takes them up;
 results of custom tools are logged on receipt.
 
-Events of one request are judged one after the other, each in the situation that the ones before it have made. The row lock
-makes two clients that answer the same call a first and a second: the second one is told so.
+Events of one request are judged one after the other, each in the situation that the ones before it have made. Written is only
+what was judged on the row as it still is, or on the row under lock, which makes two clients that answer the same call a first and
+a second: the second one is told so.
 """
 
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ class Accepted:
 
 
 async def accept(tx: Tx, head: log.Head, sent: Sequence[AnyClientEvent]) -> Accepted:
-    """Stage `sent` on the locked session, in order.
+    """Stage `sent` on the session, locked or as it was looked at, in order.
 
     Raises:
         InvalidRequest: archived or terminated, too much is waiting, or an event that does not fit the situation.
