@@ -8,7 +8,6 @@ anew, the collector removes it.
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -22,7 +21,7 @@ import anyio
 import anyio.to_thread
 from aiodocker.containers import DockerContainer
 
-from managed_agents.sandbox import disk, layout, seccomp, uids
+from managed_agents.sandbox import disk, layout, uids
 from managed_agents.sandbox.backend import (
     Capability,
     Known,
@@ -35,31 +34,25 @@ from managed_agents.sandbox.backend import (
     remove_each,
 )
 from managed_agents.sandbox.client import RunnerClient
+from managed_agents.sandbox.container import (
+    EGRESS_DIRECTORY,
+    LABEL,
+    MOUNTS,
+    Sources,
+    binds_of,
+    command_of,
+    container_of,
+    is_sandbox,
+    labelled_of,
+    labels_of,
+)
 from managed_agents.sandbox.handle import RunnerSandbox
 from managed_agents.sandbox.package_hosts import PROBE, PROBE_SECONDS_MAX
 from managed_agents.sandbox.packages import InstallSettings, PackageImages, installs
 
 ENGINE_SECONDS = 60.0
 NO_ENGINE = 900  # the library's status where there was no connection
-LABEL = "managed-agents"
-SOCKET_DIRECTORY = "/run/managed-agents/socket"
-EGRESS_DIRECTORY = "/run/managed-agents/egress"
-CA_BUNDLE = "/run/managed-agents/ca.pem"
-CA_BUNDLE_JAVA = "/run/managed-agents/ca.p12"
-STATE_DIRECTORY = "/run/managed-agents/state"
-CODE_DIRECTORY = "/opt/managed-agents"
-HOME = "/home/agent"
-LOG_BYTES_MAX = "1m"
 PROBE_STALE_SECONDS = 3 * PROBE_SECONDS_MAX
-
-# Directory on the session disk to path in the sandbox.
-_MOUNTS = {
-    "workspace": "/workspace",
-    "home": HOME,
-    "tmp": "/tmp",
-    "session": "/mnt/session",
-    "memory": "/mnt/memory",
-}
 
 DiskMode = Literal["auto", "loop", "volume"]
 
@@ -201,17 +194,17 @@ class DockerBackend:
             "cd session && mkdir uploads skills outputs tool_outputs && "
             f"chown {uid}:{uid} outputs tool_outputs ../workspace ../home"
         )
-        names = [*_MOUNTS, "state"]
+        names = [*MOUNTS, "state"]
         binds = [f"{self._volume(spec.id, spec.generation, name)}:/volumes/{name}" for name in names]
         async with _engine("prepare volumes"):
             for name in names:
-                labels = self._labels(spec)
+                labels = labels_of(spec, self._installation)
                 await self._client.volumes.create({"Name": self._volume(spec.id, spec.generation, name), "Labels": labels})
             container = await self._client.containers.create(
                 {
                     "Image": spec.image,
                     "Cmd": ["/bin/sh", "-ec", script],
-                    "Labels": {**self._labels(spec), f"{LABEL}.part": "volumes"},
+                    "Labels": {**labels_of(spec, self._installation), f"{LABEL}.part": "volumes"},
                     "HostConfig": {
                         "Binds": binds,
                         "NetworkMode": "none",
@@ -229,77 +222,22 @@ class DockerBackend:
         if ended["StatusCode"] != 0:
             raise SandboxError(f"preparing volumes failed with status {ended['StatusCode']}")
 
-    def _labels(self, spec: SandboxSpec) -> dict[str, str]:
-        labels = {
-            f"{LABEL}.installation": self._installation,
-            f"{LABEL}.sandbox": spec.id,
-            f"{LABEL}.generation": str(spec.generation),
-        }
-        return labels | ({f"{LABEL}.session": spec.session_id} if spec.session_id is not None else {})
-
-    def _binds(self, spec: SandboxSpec, places: layout.Places) -> list[str]:
-        if self._sized:
-            sources = {name: str(places.home / "disk" / name) for name in _MOUNTS}
-            state, mode = str(places.state), "rw"
-        else:
-            sources = {name: self._volume(spec.id, spec.generation, name) for name in _MOUNTS}
-            # Else the engine would give an empty volume the owner its directory has in the image.
-            state, mode = self._volume(spec.id, spec.generation, "state"), "rw,nocopy"
-        code = layout.install_runner(self._data_dir)
-        return [
-            *(f"{sources[name]}:{target}:{mode}" for name, target in _MOUNTS.items()),
-            f"{state}:{STATE_DIRECTORY}:{mode}",
-            f"{places.run}:{SOCKET_DIRECTORY}:rw",
-            f"{code}:{CODE_DIRECTORY}:ro",
-            *([f"{places.egress}:{EGRESS_DIRECTORY}:ro"] if spec.network == "gateway" else []),
-            *_certificates(spec),
-        ]
-
     def _container(self, spec: SandboxSpec, places: layout.Places, uid: int, image_env: Sequence[str]) -> dict[str, Any]:
-        config = layout.runner_config(
-            socket=f"{SOCKET_DIRECTORY}/runner.sock",
-            state=STATE_DIRECTORY,
-            uid=uid,
-            environment=layout.environment(HOME, {**_network_environment(spec), **spec.env}, image_env),
-            quota_bytes=None if self._sized else spec.limits.disk_bytes,
-            limits=spec.limits,
-            own_cgroup=True,
-            own_disk=self._sized,
-            egress_socket=f"{EGRESS_DIRECTORY}/{layout.EGRESS_SOCKET}" if spec.network == "gateway" else None,
+        code = layout.install_runner(self._data_dir)
+        if self._sized:
+            mounts = {name: str(places.home / "disk" / name) for name in MOUNTS}
+            sources = Sources(mounts, str(places.state), code, "rw")
+        else:
+            mounts = {name: self._volume(spec.id, spec.generation, name) for name in MOUNTS}
+            # Else the engine would give an empty volume the owner its directory has in the image.
+            sources = Sources(mounts, self._volume(spec.id, spec.generation, "state"), code, "rw,nocopy")
+        return container_of(
+            spec,
+            command_of(spec, uid, image_env, sized=self._sized),
+            labels=labels_of(spec, self._installation),
+            binds=binds_of(spec, places, sources),
+            runtime=self._runtime,
         )
-        boot = layout.BOOT.format(CODE_DIRECTORY)
-        limits = spec.limits
-        return {
-            "Image": spec.image,
-            "Cmd": ["python3", "-I", "-S", "-B", "-c", boot, config.to_json()],
-            "Entrypoint": [],
-            "Env": [],
-            "User": "0:0",
-            "WorkingDir": "/",
-            "Hostname": "sandbox",
-            "Labels": self._labels(spec),
-            "HostConfig": {
-                "Binds": self._binds(spec, places),
-                "NetworkMode": "none",
-                "CapDrop": ["ALL"],
-                "CapAdd": ["SETUID", "SETGID", "KILL"],
-                "SecurityOpt": ["no-new-privileges", f"seccomp={json.dumps(seccomp.profile())}"],
-                "ReadonlyRootfs": True,
-                "Init": True,
-                "IpcMode": "private",
-                "Memory": limits.memory_bytes,
-                "MemorySwap": limits.memory_bytes,
-                "NanoCpus": int(min(limits.cpus, os.cpu_count() or 1) * 1e9),
-                "PidsLimit": limits.pids,
-                "GroupAdd": [str(os.getegid())] if os.geteuid() != 0 else [],
-                "Ulimits": [
-                    {"Name": "core", "Soft": 0, "Hard": 0},
-                    {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
-                ],
-                "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES_MAX, "max-file": "1"}},
-                **({"Runtime": self._runtime} if self._runtime is not None else {}),
-            },
-        }
 
     # finding
 
@@ -392,7 +330,7 @@ class DockerBackend:
         filters = {"label": [f"{LABEL}.installation={self._installation}", *labels]}
         async with _engine("list containers"):
             containers = await self._client.containers.list(all=1, filters=json.dumps(filters))
-        return [_labelled(container) for container in containers if _is_sandbox(container["Labels"])]
+        return [labelled_of(container) for container in containers if is_sandbox(container["Labels"])]
 
     # removing
 
@@ -419,7 +357,7 @@ class DockerBackend:
             filters = json.dumps({"label": [*ours, f"{LABEL}.part=volumes"]})
             for left in await self._client.containers.list(all=1, filters=filters):
                 await left.delete(force=True)
-        for name in (*_MOUNTS, "state"):
+        for name in (*MOUNTS, "state"):
             async with _engine("remove a volume"):
                 try:
                     volume = await self._client.volumes.get(self._volume(id, generation, name))
@@ -443,42 +381,10 @@ def _make_egress(places: layout.Places) -> None:
     places.egress.chmod(0o755)
 
 
-def _network_environment(spec: SandboxSpec) -> dict[str, str]:
-    proxy = layout.proxy_environment(layout.PROXY_PORT) if spec.network == "gateway" else {}
-    if spec.ca_bundle is None:
-        return proxy
-    java = f"{proxy.get('JAVA_TOOL_OPTIONS', '')} {layout.java_options(CA_BUNDLE_JAVA)}".strip()
-    return proxy | layout.certificate_environment(CA_BUNDLE) | {"JAVA_TOOL_OPTIONS": java}
-
-
-def _certificates(spec: SandboxSpec) -> list[str]:
-    if spec.ca_bundle is None:
-        return []
-    return [f"{spec.ca_bundle}:{CA_BUNDLE}:ro", f"{layout.java_bundle(spec.ca_bundle)}:{CA_BUNDLE_JAVA}:ro"]
-
-
 def split_key(name: str) -> tuple[str, int] | None:
     """Return id and generation of a directory's name, None for what is not a sandbox's."""
     id, dot, generation = name.rpartition(".")  # noqa: A001
     return (id, int(generation)) if dot and id and generation.isdigit() else None
-
-
-def _is_sandbox(labels: Mapping[str, str]) -> bool:
-    """Leave out what holds a sandbox's volumes, installs of packages and probes. Every container also bears the labels of its
-    image.
-    """
-    return labels.get(f"{LABEL}.part") not in ("volumes", PROBE) and labels.get(f"{LABEL}.sandbox") != "packages"
-
-
-def _labelled(container: DockerContainer) -> Labelled:
-    labels: Mapping[str, str] = container["Labels"]
-    return Labelled(
-        labels[f"{LABEL}.sandbox"],
-        int(labels[f"{LABEL}.generation"]),
-        labels.get(f"{LABEL}.session"),
-        container["State"] in ("running", "paused"),
-        container["State"] == "paused",
-    )
 
 
 class _ContainerHost:
