@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from asyncpg import InterfaceError, InternalClientError, PostgresError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -48,4 +49,8 @@ class Statement:
             original.__cause__ = error
             closed: bool = driver.is_closed()
             raise DBAPIError(self.sql, None, original, hide_parameters=True, connection_invalidated=closed) from original
+        except (anyio.get_cancelled_exc_class(), TimeoutError, OSError):
+            # As SQLAlchemy does: whoever got it next would wait, without a bound, for the server to hear of the end of this one.
+            connection.invalidate()
+            raise
         return [tuple(row) for row in found]

@@ -3,6 +3,7 @@
 from datetime import datetime
 from decimal import Decimal
 
+import anyio
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -41,6 +42,18 @@ async def test_a_connection_that_breaks_is_lost_and_replaced(db: Database) -> No
         assert connection_lost(broken.value)
     async with db.autocommit() as tx:
         assert await Statement("SELECT 1").rows(tx, {}) == [(1,)]
+
+
+async def test_a_connection_whose_statement_was_cancelled_is_replaced(db: Database) -> None:
+    pid, slow = Statement("SELECT pg_backend_pid()"), Statement("SELECT pg_sleep(60)")
+    async with db.autocommit() as tx:
+        [(before,)] = await pid.rows(tx, {})
+        with anyio.move_on_after(0.1) as scope:
+            await slow.rows(tx, {})
+        assert scope.cancelled_caught
+    async with db.autocommit() as tx:
+        [(after,)] = await pid.rows(tx, {})
+    assert after != before
 
 
 async def test_it_joins_what_surrounds_it(db: Database) -> None:
