@@ -19,7 +19,12 @@ _NAME = re.compile(r"(?<!:):([a-z]\w*)")  # not a cast's
 
 
 class DriverError(Exception):
-    """What the driver said, as the `orig` of SQLAlchemy's error."""
+    """What the driver said, as the `orig` of SQLAlchemy's error: without its detail, which shows values of rows."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
+        self.sqlstate: str | None = getattr(error, "sqlstate", None)
+        self.__cause__ = error
 
 
 class Statement:
@@ -35,7 +40,7 @@ class Statement:
         """Run it and return its rows, with values as the driver has them.
 
         Raises:
-            DBAPIError: what the driver raised, translated as SQLAlchemy would.
+            DBAPIError: what the driver raised, with its `sqlstate`; inside a transaction it is SQLAlchemy's own subclass.
         """
         connection = tx.sync_connection
         assert connection is not None
@@ -45,12 +50,11 @@ class Statement:
         try:
             found = await driver.fetch(self.sql, *[values[name] for name in self._names])
         except (PostgresError, InterfaceError, InternalClientError) as error:
-            original = DriverError(f"{type(error).__name__}: {error}")
-            original.__cause__ = error
+            original = DriverError(error)
             closed: bool = driver.is_closed()
             raise DBAPIError(self.sql, None, original, hide_parameters=True, connection_invalidated=closed) from original
         except (anyio.get_cancelled_exc_class(), TimeoutError, OSError):
-            # As SQLAlchemy does: whoever got it next would wait, without a bound, for the server to hear of the end of this one.
+            # As SQLAlchemy does: whoever got it next would wait for the server to hear of the end of this one.
             connection.invalidate()
             raise
         return [tuple(row) for row in found]

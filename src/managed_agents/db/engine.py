@@ -179,6 +179,8 @@ class Database:
                 "server_settings": {
                     "application_name": application_name,
                     "jit": "off",
+                    # The pool's coldest connections may rest for hours: so that nothing between here and there forgets them.
+                    "tcp_keepalives_idle": "60",
                     "lock_timeout": f"{int(limits.LOCK_TIMEOUT_SECONDS * 1000)}ms",
                     "idle_in_transaction_session_timeout": f"{int(limits.FROZEN_SECONDS * 1000)}ms",
                 },

@@ -7,6 +7,7 @@ because every receiver also polls. `NOTIFY` inside an append transaction would s
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
+from uuid import uuid4
 
 import anyio
 import orjson
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 PAYLOAD_BYTES_MAX = 7500  # Postgres refuses payloads of 8,000 bytes
 COALESCE_SECONDS = 0.002
 RECONNECT_SECONDS = 0.5
+FROM = "from:"
 PENDING_IDS_MAX = 100_000  # beyond it rings are dropped; the polls cover them
 
 LOG_CHANNEL = "managed_agents_log"
@@ -41,8 +43,8 @@ class Doorbell:
         # In this order: a turn waits for work, a stream for its log.
         self._pending: dict[str, dict[str, None]] = {WORK_CHANNEL: {}, LOG_CHANNEL: {}}
         self._wake = anyio.Event()
-        # Of the server process behind its connection, which is named in every ring of it.
-        self.backend_pid: int | None = None
+        self.name = f"{FROM}{uuid4().hex}"
+        """Stands before the ids of each ring of the log, so that its own process does not listen to it."""
 
     def ring(self, channel: str, session_id: str) -> None:
         """Ring for `session_id`. Best effort; never waits."""
@@ -57,7 +59,6 @@ class Doorbell:
         while True:
             try:
                 connection = await connect(self._database_url)
-                self.backend_pid = connection.get_server_pid()
                 trouble.over("doorbell connection is back")
                 try:
                     await self._send_forever(connection)
@@ -73,7 +74,8 @@ class Doorbell:
             self._wake = anyio.Event()
             for channel, pending in self._pending.items():
                 while pending:
-                    payload = orjson.dumps(_take(pending)).decode()
+                    names = [self.name] if channel == LOG_CHANNEL else []
+                    payload = orjson.dumps([*names, *_take(pending)]).decode()
                     await connection.execute(
                         "SELECT pg_notify($1, $2)",
                         channel,
@@ -105,8 +107,8 @@ async def listen(
 ) -> None:
     """Hear the channels of `listeners` until cancelled, reconnecting for ever.
 
-    The rings of `beside` are not heard: who rings it has told this process already. `on_connect` runs after each (re)connection:
-    what was rung meanwhile was not heard, so the receiver reads everything.
+    Rings of the log by `beside` are not heard: who rings it has told this process already. `on_connect` runs after each
+    (re)connection: what was rung meanwhile was not heard, so the receiver reads everything.
     """
     trouble = Trouble(logger)
     heard = ", ".join(listeners)
@@ -131,9 +133,7 @@ async def listen(
 
 
 def _callback(listener: Listener, beside: Doorbell | None) -> Callable[..., None]:
-    def heard(_connection: object, pid: int, _channel: str, payload: str) -> None:
-        if beside is not None and pid == beside.backend_pid:
-            return
+    def heard(_connection: object, _pid: int, _channel: str, payload: str) -> None:
         try:
             items = orjson.loads(payload)
         except orjson.JSONDecodeError:
@@ -141,7 +141,10 @@ def _callback(listener: Listener, beside: Doorbell | None) -> Callable[..., None
         if not isinstance(items, list):
             logger.warning("unreadable notification ignored")
             return
-        listener(cast("list[Any]", items))
+        ids = cast("list[Any]", items)
+        rung_by = ids.pop(0) if ids and str(ids[0]).startswith(FROM) else None
+        if beside is None or rung_by != beside.name:
+            listener(ids)
 
     return heard
 

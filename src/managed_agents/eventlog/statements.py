@@ -118,9 +118,9 @@ def _update(table: str, prefix: str, columns: _Columns, only: str = "") -> str:
     return f"UPDATE {table} t SET {assignments} FROM {_rows(prefix, columns)} WHERE t.id = v.id{only}"
 
 
-# The transaction that wrote the row; beside it what every write moves, because after a failover numbers of transactions that were
-# lost are given again.
-VERSION_OF = "{0}.xmin::text || ':' || {0}.last_seq || ':' || {0}.input_seq"
+# The transaction that wrote the row; beside it what every write or claim moves, because after a failover numbers of transactions
+# that were lost are given again.
+VERSION_OF = "{0}.xmin::text || ':' || {0}.last_seq || ':' || {0}.input_seq || ':' || {0}.epoch || ':' || coalesce({0}.owner, '')"
 _VERSION = f" RETURNING t.id, {VERSION_OF.format('t')} AS version"
 _TAKEN = (
     "DELETE FROM inbox USING unnest(CAST(:d_session_id AS text[]), CAST(:d_id AS text[])) AS v(session_id, id) "

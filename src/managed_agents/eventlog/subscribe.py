@@ -171,14 +171,17 @@ class Hub:
             channel.wake()
 
     async def run(self) -> None:
-        """Read for the channels until cancelled: on a ring, and every `POLL_SECONDS` in any case."""
+        """Read for the channels until cancelled: on a ring, and for all of them every `POLL_SECONDS`, whatever rang meanwhile."""
         trouble = Trouble(logger)
+        polled_at = anyio.current_time()
         while True:
             with anyio.move_on_after(limits.POLL_SECONDS):
                 await self._wake.wait()
             self._wake = anyio.Event()
-            dirty = self._dirty or set(self._channels)
-            self._dirty = set()
+            dirty, self._dirty = self._dirty, set()
+            if anyio.current_time() >= polled_at + limits.POLL_SECONDS:
+                dirty = set(self._channels)
+                polled_at = anyio.current_time()
             if not dirty:
                 continue
             try:

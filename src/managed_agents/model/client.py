@@ -195,7 +195,9 @@ class AnthropicModelClient:
                 self._url is None
             ):  # here, so that one that cannot be is told like every other failure; once, because it takes long
                 self._url = httpx2.URL(f"{self._endpoint.base_url.rstrip('/')}/v1/messages")
-            built = httpx2.Request("POST", self._url, content=content, headers=headers, extensions=dict(pool.extensions))
+            built = httpx2.Request(
+                "POST", self._url, content=content, headers=headers, cookies=pool.http.cookies, extensions=dict(pool.extensions)
+            )
             with anyio.fail_after(deadline - time.monotonic()):  # a head that comes byte by byte is no silence
                 response = await pool.http.send(built, stream=True)
         except (httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:

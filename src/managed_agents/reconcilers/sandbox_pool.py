@@ -109,8 +109,11 @@ class SandboxPool:
             for environment_id in packages
             if environment_id in self._images
         }
-        dead = await self._dead(there)
-        unwanted = [each.id for each in there if each.id in dead or self._is_unwanted(each, packages.keys(), wanted)]
+        if dead := await self._dead(there):
+            async with self._db.transaction() as tx:
+                await places.give_up(tx, list(dead), host=self._host)  # what is left of them, the collector removes
+            there = [each for each in there if each.id not in dead]
+        unwanted = [each.id for each in there if self._is_unwanted(each, packages.keys(), wanted)]
         pressed = [each.id for each in there if each.ready and each.id not in unwanted][:wait]
         await self._give_up([*unwanted, *pressed])
         for environment_id, spec in wanted.items():
@@ -131,8 +134,10 @@ class SandboxPool:
             return set()
         try:
             running = {labelled.id for labelled in await self._backend.list() if labelled.running}
-        except SandboxError:
-            return set()  # an engine that is away says so where one is made or called
+        except (SandboxError, OSError, ValueError):
+            return (
+                set()
+            )  # one that is just removed may be read in halves; an engine that is away says so where one is made or called
         self._listed_at = anyio.current_time()
         return ready - running
 

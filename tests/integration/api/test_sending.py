@@ -107,6 +107,22 @@ async def test_a_session_that_ends_after_the_look_takes_nothing(
     assert await inbox(db, session[1]) == []
 
 
+async def test_a_message_behind_an_interrupt_is_taken_though_that_is_taken_up_between_two_reads(
+    db: Database, events: SessionEvents, session: tuple[WorkspaceId, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await change(db, session[1], """waiting = '{"sevt_call": "user.custom_tool_result"}'""")()
+    await events.send(*session, sent({"type": "user.interrupt"}))
+
+    async def taken_up() -> None:
+        async with db.transaction() as tx:
+            await tx.execute(text("DELETE FROM inbox WHERE session_id = :id"), {"id": session[1]})
+        await change(db, session[1], "waiting = NULL, inbox_count = 0, last_seq = last_seq + 4")()
+
+    meanwhile(monkeypatch, taken_up)
+    await events.send(*session, sent(MESSAGE))
+    assert await inbox(db, session[1]) == [2]
+
+
 async def test_a_session_that_somebody_holds_is_waited_for(
     db: Database, events: SessionEvents, session: tuple[WorkspaceId, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +176,6 @@ async def rings(database_url: str) -> AsyncIterator[tuple[Doorbell, Doorbell, li
 
 async def test_a_process_does_not_hear_its_own_rings(rings: tuple[Doorbell, Doorbell, list[str]]) -> None:
     own, other, heard = rings
-    await until(lambda: own.backend_pid is not None)
     own.ring(LOG_CHANNEL, "sesn_own")
     await until(lambda: not own._pending[LOG_CHANNEL])
 

@@ -31,6 +31,12 @@ async def test_a_refused_statement_is_no_lost_connection_and_says_no_values(db: 
             await Statement("SELECT 1 / CAST(:number AS int), CAST(:secret AS text)").rows(tx, {"number": 0, "secret": "hush"})
         assert not connection_lost(refused.value)
         assert "division by zero" in str(refused.value)
+        assert refused.value.orig is not None
+        assert refused.value.orig.sqlstate == "22012"  # type: ignore[attr-defined]
+        await tx.execute(text("CREATE TABLE told (secret text, n int NOT NULL)"))
+        with pytest.raises(DBAPIError) as refused:
+            await Statement("INSERT INTO told VALUES (CAST(:secret AS text), NULL)").rows(tx, {"secret": "hush"})
+        assert "not-null" in str(refused.value)
         assert "hush" not in str(refused.value)
         assert await Statement("SELECT 1").rows(tx, {}) == [(1,)]
 

@@ -49,12 +49,19 @@ class SessionEvents:
         return b'{"data":[%b]}' % b",".join(accepted.echo)
 
     async def _send_at_once(self, workspace_id: WorkspaceId, session_id: str, body: SendEvents) -> inputs.Accepted | None:
-        """Judge on what the session is now, and write if it still is that: two round trips. None when it was not."""
+        """Judge on what the session is now, and write if it still is that: two round trips.
+
+        None when it was not, or was refused: what a refusal rests on was read piece by piece, and may never have been true
+        at once.
+        """
         async with self.db.autocommit() as tx:
             found = await log.look(tx, session_id, workspace_id=workspace_id)
             if found is None or found[0].deleted:
                 raise not_found(session_id)
-            accepted = await inputs.accept(tx, found[0], body.events)
+            try:
+                accepted = await inputs.accept(tx, found[0], body.events)
+            except (InvalidRequest, NotFound):
+                return None
             versions, _ = await log.write_known(tx, [found])
         return accepted if versions else None
 
