@@ -2,7 +2,8 @@
 
 `lock()` takes session rows, `Head.append()` stages events on a locked head (gives `seq` and `processed_at`, folds), and
 `write()` sends everything staged in one statement. API commands use the three inside their own transaction, because their
-rules are checked under the same row lock; the harness reaches them only through the batcher (`batch.py`).
+rules are checked under the same row lock (sent events first on a `look()`); the harness reaches them only through the batcher
+(`batch.py`).
 
 `write_known()` is all of it in one round trip, for whoever wrote the session last and still has its head, or has just looked at
 it (`look()`): what was staged there is written if the row is still the very one that it was then. Any other change of the row,
@@ -27,7 +28,9 @@ __all__ = ["BudgetReached", "Head", "InboxFull", "LeaseLost", "NewInput", "Sessi
 
 BEFORE_WRITE = faults.register("append.before_write", "session locked, nothing written")
 BEFORE_COMMIT = faults.register("append.before_commit", "rows written, transaction still open")
-BEFORE_KNOWN = faults.register("append.before_known", "events staged on the head as last written, nothing sent")
+BEFORE_KNOWN = faults.register(
+    "append.before_known", "events staged on the head as last written, claimed or looked at, nothing sent"
+)
 
 
 # The order of the fields of `Head`, then of its state: rows are unpacked by position, this is the hottest read there is. From
@@ -191,10 +194,11 @@ async def write(tx: Tx, heads: Sequence[Head]) -> dict[str, str]:
 
 
 async def write_known(tx: Tx, heads: Sequence[tuple[Head, str]]) -> tuple[dict[str, str], datetime | None]:
-    """Write and commit what is staged on heads whose rows still have the version given with them.
+    """Write what is staged on heads whose rows still have the version given with them.
 
-    `tx` is a connection on which each statement is its own transaction. Returns the new versions of the sessions that were
-    written, and the database's clock; the others are as they were, and locked by someone or changed.
+    `tx` is a connection on which each statement is its own transaction, so that this commits, or one inside a unit of work.
+    Returns the new versions of the sessions that were written, and the database's clock; the others are as they were, and locked
+    by someone or changed.
 
     Raises:
         DBAPIError (division by zero): an event to be taken up is no longer in the inbox; nothing was written.

@@ -1,4 +1,4 @@
-"""A session's row under lock, with everything that is staged to be written with it.
+"""A session's row, under lock or to be compared when it is written, with everything that is staged to be written with it.
 
 Staging gives `seq` and `processed_at` and folds. `processed_at` is the database's clock, at least one microsecond after the
 session's previous event: strictly rising within a session, whichever process writes.
@@ -45,7 +45,7 @@ class TakenAlready(Exception):
 
 @dataclass(slots=True)
 class Head:
-    """A session row under lock: the values read, and everything staged to be written."""
+    """A session row: the values read, and everything staged to be written."""
 
     id: str
     workspace_id: str
@@ -106,7 +106,7 @@ class Head:
 
     @property
     def at_cap(self) -> bool:
-        """Whether the budget is used up now, to the microsecond of the lock."""
+        """Whether the budget is used up now, to the microsecond of `at`."""
         return fold.at_cap(self.budget_cents, self.state.totals, self.state.active.until(self.at))
 
     def enqueue(self, events: Iterable[NewEvent], *, maximum: int) -> list[QueuedEvent]:

@@ -1,4 +1,4 @@
-"""Heads as this process last wrote them, with the versions of their rows, and an estimate of the database's clock.
+"""Heads as this process last wrote or claimed them, with the versions of their rows, and an estimate of the database's clock.
 
 Only a memory: whoever writes from it compares the version in the same statement, so that being out of date costs a round trip and
 nothing else.
@@ -43,7 +43,7 @@ class KnownHeads:
         return found
 
     def heard(self, at: datetime) -> None:
-        """Take the database's clock as it was told just now: the estimate is behind it by an answer's way at most."""
+        """Take the database's clock as it was told just now: the estimate is behind by the commit's and the answer's way at most."""
         self._clock = at, _now()
 
 
