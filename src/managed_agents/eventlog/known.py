@@ -43,7 +43,7 @@ class KnownHeads:
         return found
 
     def heard(self, at: datetime) -> None:
-        """Take the database's clock as it was told just now: the estimate is behind by the commit's and the answer's way at most."""
+        """Take the database's clock as it was told just now: the estimate is behind by a commit and its answer's way at most."""
         self._clock = at, _now()
 
 

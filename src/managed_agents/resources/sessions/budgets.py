@@ -1,8 +1,8 @@
 """Budgets: the most a session may cost, in list prices.
 
 A budget is given when the session is created, may be replaced by one above what was spent, and removed for good. It is enforced
-where a model request begins (`eventlog/batch.py`, where the session is written, on the exact cost), so what is spent beyond it is at
-most one request.
+where a model request begins (`eventlog/batch.py`, as the session is written, on the exact cost), so what is spent beyond it
+is at most one request.
 """
 
 from sqlalchemy import text
