@@ -3,8 +3,9 @@
 import orjson
 from sqlalchemy import text
 
-from managed_agents.db.engine import Tx
+from managed_agents.db.engine import Tx, after_commit
 from managed_agents.db.listener import KEYS_CHANNEL
+from managed_agents.resources.keys.directory import KeyDirectory
 
 _NOTIFY = text("SELECT pg_notify(:channel, :ids)")
 
@@ -16,3 +17,11 @@ async def ring(tx: Tx, *ids: str) -> None:
     and here a commit that nobody hears of would be worse than one that waits.
     """
     await tx.execute(_NOTIFY, {"channel": KEYS_CHANNEL, "ids": orjson.dumps(ids).decode()})
+
+
+def forget(keys: KeyDirectory, *ids: str) -> None:
+    """Drop what this process remembers of keys or workspaces, before it answers: who revoked a key may try it at once.
+
+    The ring reaches the other processes moments later.
+    """
+    after_commit(lambda: keys.forget(ids))

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from managed_agents.resources.keys import service
 from managed_agents.resources.keys.answers import EnvironmentKey, NewEnvironmentKey, NewKey
+from managed_agents.resources.keys.rights import forget
 from managed_agents.resources.keys.schemas import CreateEnvironmentKey, CreateKey, ListKeysQuery, UpdateKey
 from managed_agents.resources.services import services
 from managed_agents.web.actor import Scope
@@ -52,8 +53,10 @@ async def retrieve(api_key_id: str, actor: Administrator, db: Db) -> Response:
 
 @router.post(KEYS + "/{api_key_id}")
 @operation(Answer(KEY))
-async def update(api_key_id: str, actor: Administrator, db: Db, command: UpdateKey) -> Response:
-    return Json((await service.update_key(db, actor.reach, api_key_id, command)).body())
+async def update(request: Request, api_key_id: str, actor: Administrator, db: Db, command: UpdateKey) -> Response:
+    updated = await service.update_key(db, actor.reach, api_key_id, command)
+    forget(services(request).keys, api_key_id)
+    return Json(updated.body())
 
 
 @router.post(ENVIRONMENT_KEYS)
@@ -80,5 +83,9 @@ async def list_of_environment(environment_id: str, actor: StrictAdministrator, d
 
 @router.post(ENVIRONMENT_KEYS + "/{key_id}/archive")
 @operation(Answer(own=EnvironmentKey))
-async def archive_of_environment(environment_id: str, key_id: str, actor: StrictAdministrator, db: Db) -> Response:
-    return Json((await service.revoke_of_environment(db, actor.workspace_id, environment_id, key_id)).body())
+async def archive_of_environment(
+    request: Request, environment_id: str, key_id: str, actor: StrictAdministrator, db: Db
+) -> Response:
+    archived = await service.revoke_of_environment(db, actor.workspace_id, environment_id, key_id)
+    forget(services(request).keys, key_id)
+    return Json(archived.body())

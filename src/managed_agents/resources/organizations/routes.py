@@ -1,10 +1,13 @@
 """`/v1/organizations/me` and `/v1/organizations/workspaces`."""
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
+from managed_agents.resources.keys.rights import forget
 from managed_agents.resources.organizations import service
 from managed_agents.resources.organizations.schemas import CreateWorkspace, ListWorkspacesQuery, UpdateWorkspace
+from managed_agents.resources.services import services
 from managed_agents.web.auth import Administrator, OrganizationViewer
 from managed_agents.web.operation import Answer, Shape, operation
 from managed_agents.web.responses import Json
@@ -47,5 +50,7 @@ async def update_workspace(workspace_id: str, actor: Administrator, db: Db, comm
 
 @router.post("/workspaces/{workspace_id}/archive")
 @operation(WORKSPACE)
-async def archive_workspace(workspace_id: str, actor: Administrator, db: Db) -> Response:
-    return Json((await service.archive(db, actor.reach, workspace_id)).body())
+async def archive_workspace(request: Request, workspace_id: str, actor: Administrator, db: Db) -> Response:
+    archived = await service.archive(db, actor.reach, workspace_id)
+    forget(services(request).keys, workspace_id)
+    return Json(archived.body())

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from managed_agents.resources.keys.rights import forget
 from managed_agents.resources.rate_limits import service
 from managed_agents.resources.rate_limits.schemas import (
     ListRateLimitsQuery,
@@ -47,4 +48,6 @@ async def update_workspace_rate_limit(
     command: UpdateWorkspaceRateLimit,
 ) -> Response:
     limits = services(request).organization_limits
-    return Json(await service.update_workspace(db, actor.reach, workspace_id, rate_limit_id, limits, command))
+    updated = await service.update_workspace(db, actor.reach, workspace_id, rate_limit_id, limits, command)
+    forget(services(request).keys, workspace_id)
+    return Json(updated)
