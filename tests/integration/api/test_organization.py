@@ -140,7 +140,7 @@ async def test_a_key_is_shown_once_and_lives_until_revoked(owner: AsyncAnthropic
     assert answer.json()["error"]["details"] == {"error_code": "api_key_scope_missing"}
 
     async def status_after(**change: Any) -> int:
-        key = await listed.update(made["id"], **change)
+        await listed.update(made["id"], **change)
         return (await raw.get("/v1/agents", headers=served.headers(x_api_key=secret))).status_code
 
     assert await status_after(name="renamed") == 200
