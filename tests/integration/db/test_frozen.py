@@ -15,6 +15,8 @@ pytestmark = pytest.mark.anyio
 async def test_the_locks_of_a_frozen_process_become_free(
     database_url: str, db: Database, monkeypatch: pytest.MonkeyPatch, stopped: str
 ) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("SELECT 1"))  # a connection with the usual patience, for whoever waits
     monkeypatch.setattr(limits, "FROZEN_SECONDS", 0.5)
     frozen = Database(database_url, pool=1, application_name="frozen")
     raw = await frozen.engine.raw_connection()
