@@ -22,7 +22,8 @@ from datetime import timedelta
 
 import anyio
 from anyio.abc import TaskStatus
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from managed_agents.core import faults, limits
 from managed_agents.core.errors import TransientError
@@ -197,7 +198,7 @@ class Appender:
             with anyio.fail_after(limits.APPEND_SECONDS_MAX):
                 left = await self._commit_known(groups)
                 return await self._commit_available(left) if left else []
-        except (DBAPIError, OSError, TimeoutError, log.TakenAlready) as error:
+        except (SQLAlchemyError, OSError, TimeoutError, log.TakenAlready) as error:
             # Whose fault it was is not known: each group that is not answered yet is tried alone.
             logger.warning("batch of %d appends failed, trying each alone: %s", len(groups), type(error).__name__)
             left = [group for group in groups if not group.done.is_set()]
@@ -276,7 +277,7 @@ class Appender:
                     versions = await self._write_heads(tx, heads, [group])
         except log.TakenAlready as error:
             self._fail(group, error)
-        except (DBAPIError, OSError, TimeoutError) as error:
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
             logger.warning("append to %s failed: %s", group.session_id, error)
             self._fail(group, AppendUncertain(f"the append failed: {type(error).__name__}"))
         else:
@@ -319,5 +320,7 @@ class Appender:
 
 
 def _maybe_committed(error: Exception) -> bool:
-    """Whether the transaction may have committed: only a refused statement surely rolled everything back."""
-    return not isinstance(error, log.TakenAlready) and (not isinstance(error, DBAPIError) or connection_lost(error))
+    """Whether the transaction may have committed: not without a connection, and a refused statement rolled everything back."""
+    if isinstance(error, (log.TakenAlready, PoolTimeout)):
+        return False
+    return not isinstance(error, DBAPIError) or connection_lost(error)

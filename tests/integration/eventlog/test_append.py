@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from managed_agents.core import faults
+from managed_agents.core import faults, limits
 from managed_agents.db.engine import Database
 from managed_agents.eventlog import append as log
 from managed_agents.eventlog import batch, fold, read
@@ -21,6 +21,7 @@ from managed_agents.eventlog.batch import Append, Appender, AppendUncertain, Res
 from managed_agents.eventlog.events import NewEvent, SpanUsage, StoredEvent
 from managed_agents.eventlog.fold import SessionState, ThreadState
 from tests.support import sessions
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 OWNER = "wrk_me"
@@ -248,3 +249,16 @@ async def test_bodies_may_hold_what_jsonb_refuses(db: Database) -> None:
 
 def test_every_fault_point_of_the_log_is_registered() -> None:
     assert {log.BEFORE_WRITE, log.BEFORE_COMMIT, log.BEFORE_KNOWN, batch.COMMITTED} <= set(faults.REGISTERED)
+
+
+async def test_an_append_that_gets_no_connection_in_time_is_tried_again(
+    db: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id, thread_id = await owned(db)
+    monkeypatch.setattr(limits, "LOCK_TIMEOUT_SECONDS", 2.0)
+    narrow = Database(database_url, pool=1, application_name="narrow")
+    async with appender(narrow) as writer, anyio.create_task_group() as tasks, narrow.transaction():
+        tasks.start_soon(writer.append, group(session_id, [message(thread_id)]))
+        await until(lambda: "trying each alone: TimeoutError" in caplog.text)
+    await narrow.dispose()
+    assert len(await rows(db, session_id)) == 1
