@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 PAYLOAD_BYTES_MAX = 7500  # Postgres refuses payloads of 8,000 bytes
 COALESCE_SECONDS = 0.002
 RECONNECT_SECONDS = 0.5
-FROM = "from:"
+FROM = "from:"  # before the name of who rings; no id begins like that
 PENDING_IDS_MAX = 100_000  # beyond it rings are dropped; the polls cover them
 
 LOG_CHANNEL = "managed_agents_log"

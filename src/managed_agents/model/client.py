@@ -191,9 +191,8 @@ class AnthropicModelClient:
             if request.betas:
                 headers = headers.copy()
                 headers["anthropic-beta"] = ",".join(request.betas)
-            if (
-                self._url is None
-            ):  # here, so that one that cannot be is told like every other failure; once, because it takes long
+            if self._url is None:
+                # Here, so that one that cannot be is told like every other failure; once, because it takes long.
                 self._url = httpx2.URL(f"{self._endpoint.base_url.rstrip('/')}/v1/messages")
             built = httpx2.Request(
                 "POST", self._url, content=content, headers=headers, cookies=pool.http.cookies, extensions=dict(pool.extensions)

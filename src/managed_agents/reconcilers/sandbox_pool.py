@@ -135,9 +135,8 @@ class SandboxPool:
         try:
             running = {labelled.id for labelled in await self._backend.list() if labelled.running}
         except (SandboxError, OSError, ValueError):
-            return (
-                set()
-            )  # one that is just removed may be read in halves; an engine that is away says so where one is made or called
+            # One that is just removed may be read in halves; an engine that is away says so where one is made or called.
+            return set()
         self._listed_at = anyio.current_time()
         return ready - running
 
